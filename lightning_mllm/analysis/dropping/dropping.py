@@ -93,8 +93,8 @@ def check_dropping(backbone: Backbone, drop: Drop) -> None:
 
     Raises:
         ConfigError: The model is compiled; its attention takes no dense mask; it mixes tokens
-            without keys, or keeps those of a window only; it has no such layer; its attention
-            weights are not known, where they choose.
+            without keys, or keeps those of a window only; its tokens see later ones; it has no such
+            layer; its attention weights are not known, where they choose.
     """
     first = drop.first_layer(len(decoder_layers(backbone)))
     if any(module._compiled_call_impl is not None for module in backbone.model.modules()):
@@ -115,6 +115,13 @@ def check_dropping(backbone: Backbone, drop: Drop) -> None:
             backbone,
             "Dropping tokens",
             "some of its layers keep the keys of a window only, which are counted from its end",
+            _WAY_OUT,
+        )
+    if backbone.family.sees != "causal":
+        raise refusal(
+            backbone,
+            "Dropping tokens",
+            "its tokens also see later ones, by masks in which they can't be numbered",
             _WAY_OUT,
         )
     if (attention := attention_of_layers(backbone)) not in ("sdpa", "eager"):

@@ -1,4 +1,4 @@
-"""Dropping where positions have axes, where prompts are seen whole; and where it is refused."""
+"""Dropping where positions have axes or the FFN is a mixture; and where it is refused."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def test_generating_token_by_token_is_running_all_again(
     [
         ("gemma3", "some of its layers keep the keys of a window only"),
         ("aya_vision", "some of its layers keep the keys of a window only"),
+        ("paligemma", "its tokens also see later ones"),
         ("qwen3_5", "its LLM mixes tokens without keys in layers 0"),
     ],
 )
