@@ -33,7 +33,7 @@ from tests.support.command_line import (
     write_llava_json,
 )
 from tests.support.fake_wandb import fake_wandb
-from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED
+from tests.support.shipped_configs import ANALYSES, FLOW_ON_THE_TESTBED, SHALLOW
 
 LENS = (
     "--analysis",
@@ -93,14 +93,6 @@ def analyze(asked: Sequence[str], *options: str, name: str = "run") -> Path:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-SHALLOW = {  # config -> options for a model of two layers
-    "analysis/dropping.yaml": (
-        "--analysis.drops",
-        "[{layer: 1}, {layer: 1, choice: random}, {layer: 1, share: 1.0, choice: stride}]",
-    )
-}
 
 
 @pytest.mark.parametrize("config", ANALYSES)

@@ -28,7 +28,7 @@ from tests.support.command_line import (
 from tests.support.doc_commands import DocBlock, commands_of_block, doc_blocks
 from tests.support.hf_tables import classes
 from tests.support.published_datasets import write_plantdoc
-from tests.support.shipped_configs import MODELS, OTHERS_ON_THE_TESTBED
+from tests.support.shipped_configs import MODELS, OTHERS_ON_THE_TESTBED, SHALLOW
 
 _CLASSES = {
     "train/green leaf": 6,
@@ -130,6 +130,8 @@ class PageRunner:
             ]
         if checkpoint := self._stand_in(words):
             options += ["--model.checkpoint", checkpoint]
+        for word in words:
+            options += SHALLOW.get(word.removeprefix("configs/"), ())
         if _LEAVES_OUT_WRONG_ANSWERS & set(words):
             options += ["--analysis.correct_only", "false"]  # random weights answer none right
         return options

@@ -111,6 +111,12 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
     "analysis/dropping.yaml": ("token_dropping", {"accuracy.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
 }
+SHALLOW = {  # config -> options for a model of two layers
+    "analysis/dropping.yaml": (
+        "--analysis.drops",
+        "[{layer: 1}, {layer: 1, choice: random}, {layer: 1, share: 1.0, choice: stride}]",
+    )
+}
 ALIGNMENT = "analysis/alignment.yaml"
 MODALITY_GAP = "analysis/modality_gap.yaml"
 SUBNETWORKS = (
