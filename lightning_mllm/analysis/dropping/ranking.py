@@ -61,7 +61,8 @@ def score_states(drop: Drop, visual: Tensor, hidden: Tensor) -> Tensor:
     """
     states = hidden.detach().to(torch.promote_types(hidden.dtype, torch.float32))
     if drop.choice == "norm":
-        return states.norm(dim=-1)
+        norms: Tensor = states.norm(dim=-1)
+        return norms
     directions = normalize(states, dim=-1) * visual[..., None]
     total = directions.sum(1, keepdim=True)
     others = (visual.sum(1, keepdim=True) - 1).clamp(min=1)

@@ -39,7 +39,6 @@ MEASURES = (
 )
 _COLUMNS = ("right", "flops", "flops_clean", "seconds", "seconds_clean")
 _PERCENT = np.array([100, 100, 100, 1])  # turns statistics of a ratio into percent, but for N
-_COMPARED = ("random", "stride")  # what a choice has to beat
 _INDEX = ("layer", "percent", "choice", "seed")
 
 
@@ -51,7 +50,9 @@ def summarise_dropping(
     kind_depth: int | None,
     bootstrap: Bootstrap,
 ) -> AnalysisResult:
-    """Return the numbers per kind, place (layer and share) and choice.
+    """Return the numbers per layer, choice, share of dropped tokens, and kind.
+
+    A share of 0 is nothing dropped, on the same questions.
 
     Args:
         name: Name of the analysis.
@@ -64,68 +65,66 @@ def summarise_dropping(
     measured = table["measured"]
     kept = KeptQuestions.of(table, kind_depth)
     axes = {axis: tuple(np.unique(table[axis][measured]).tolist()) for axis in _INDEX}
-    found = zip(table["layer"][measured], table["percent"][measured], strict=True)
-    places = sorted({(int(layer), float(percent)) for layer, percent in found})
-    choices = tuple(dict.fromkeys(table["choice"][measured].tolist()))
+    axes["choice"] = tuple(dict.fromkeys(table["choice"][measured].tolist()))
     coords: dict[str, tuple[Any, ...]] = {
+        "layer": axes["layer"],
+        "choice": axes["choice"],
+        "percent": tuple(sorted({0.0, *axes["percent"]})),
         "kind": tuple(kept.groups),
-        "place": tuple(f"layer {layer}, {percent:g} %" for layer, percent in places),
-        "choice": choices,
         "measure": MEASURES,
         "statistic": STATISTICS,
     }
     values = missing_interval(coords)
     if len(kept.ids):
-        index = tuple(
-            np.array([axes[axis].index(place[number]) for place in places])
-            for number, axis in enumerate(_INDEX[:2])
-        )
-        order = [axes["choice"].index(choice) for choice in choices]
-        cells = {}
-        for column in _COLUMNS:
-            every = pivot_question_table(table, column, axes, kept.ids, measured)
-            own = every[:, *index][:, :, order]  # (questions, places, choices, seeds)
-            cells[column] = mean_unless_missing(own, ~np.isnan(own), -1)
-        clean = _answer_without_drops(table, cells["right"])
+        cells, clean = _pivot(table, axes, kept)
         kinds = track(kept.groups.items(), f"{name}: intervals of kinds")
         for group, (kind, rows) in enumerate(kinds):
-            some = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
+            own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
             if len(rows) < len(kept.ids):
-                some["seconds"] *= nan  # a pass is of a batch of all kinds
+                own["seconds"] *= nan  # a pass is of a batch of all kinds
             draws = bootstrap.draw(kept.pictures[rows], kind)
-            numbers = _compute_measures(some, clean[rows, None], draws)
-            values[group] = numbers.reshape(values.shape[1:])
+            numbers = _compute_measures(own, clean[rows, None], draws)
+            values[:, :, :, group] = numbers.reshape(*values.shape[:3], *numbers.shape[1:])
     more = {
         "kind_depth": kind_depth,
         "bootstrap": asdict(bootstrap),
         "found": {
             "questions": count_questions(table, kind_depth),
             "pictures": kept.count_pictures(),
-            "accuracy_percent_of_all": _mean_percent(table, measured),
         },
     }
     settings, n = {**settings, **more}, len(kept.ids)
-    headline = make_dropping_headline(values[0], coords, more["found"]["accuracy_percent_of_all"])
-    return AnalysisResult(
-        name, values, tuple(coords), coords, n, settings, (_make_plot(choices),), headline
-    )
+    headline = make_dropping_headline(values[:, :, :, 0], coords)
+    plot = _make_plot(axes["choice"], coords["kind"][0])
+    return AnalysisResult(name, values, tuple(coords), coords, n, settings, (plot,), headline)
 
 
-def _mean_percent(table: Table, measured: Any) -> float:
-    """Return how many questions are answered right with nothing dropped, in percent."""
-    _, first = np.unique(table["sample_id"][measured], return_index=True)
-    return 100 * float(table["correct"][measured][first].mean()) if len(first) else nan
+def _pivot(
+    table: Table, axes: Mapping[str, tuple[Any, ...]], kept: KeptQuestions
+) -> tuple[dict[str, Floats], Floats]:
+    """Return the columns' numbers, means over seeds, and whether the clean model answers right.
 
-
-def _answer_without_drops(table: Table, right: Floats) -> Floats:
-    """Return whether each question is answered right with nothing dropped.
-
-    It is 1 or 0, (questions,), and NaN for questions that are not scored.
+    The numbers are (questions, layers, choices, percents), with those of nothing dropped first; the
+    answers are 1 or 0, (questions,), and NaN for questions that are not scored.
     """
     measured = table["measured"]
+    cells = {}
+    for column in _COLUMNS:
+        every = pivot_question_table(table, column, axes, kept.ids, measured)
+        cells[column] = mean_unless_missing(every, ~np.isnan(every), -1).swapaxes(2, 3)
     _, first = np.unique(table["sample_id"][measured], return_index=True)
-    answered = np.isfinite(right).any(axis=(1, 2))
-    return np.where(answered, table["correct"][measured][first].astype(np.float64), nan)
+    answered = np.isfinite(cells["right"]).any(axis=(1, 2, 3))
+    clean = np.where(answered, table["correct"][measured][first].astype(np.float64), nan)
+    if 0.0 not in axes["percent"]:
+        asked = np.isfinite(cells["flops"]).any(axis=(0, 3))  # (layers, choices)
+        none = {"right": np.broadcast_to(clean[:, None, None], cells["right"].shape[:3])}
+        for column in ("flops", "seconds"):
+            each = cells[f"{column}_clean"]
+            none[column] = none[f"{column}_clean"] = mean_unless_missing(each, ~np.isnan(each), -1)
+        for column, each in none.items():
+            first_cells = np.where(asked, each, nan)[..., None]
+            cells[column] = np.concatenate([first_cells, cells[column]], axis=-1)
+    return cells, clean
 
 
 def _compute_measures(cells: Mapping[str, Floats], clean: Floats, draws: BootstrapDraws) -> Floats:
@@ -155,16 +154,15 @@ def _compute_measures(cells: Mapping[str, Floats], clean: Floats, draws: Bootstr
     return np.stack(measures, axis=1)
 
 
-def _make_plot(choices: tuple[str, ...]) -> ResultPlot:
+def _make_plot(choices: tuple[str, ...], kind: str) -> ResultPlot:
     return ResultPlot(
         "accuracy",
         "lines",
-        x="place",
+        x="percent",
         y="choice",
         shown={choice: choice for choice in choices},
-        fixed={"measure": MEASURES[0]},
-        xlabel="Dropped in front of layer, share of visual tokens",
+        fixed={"measure": MEASURES[0], "kind": kind},
+        xlabel="Visual tokens that are dropped in front of the layer (%)",
         label="Accuracy (%)",
         title="Dropping visual tokens",
-        references=tuple(choice for choice in choices if choice in _COMPARED),
     )

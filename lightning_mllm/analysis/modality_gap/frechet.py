@@ -49,10 +49,12 @@ def trace_of_root(first: Tensor, second: Tensor) -> Tensor:
     """
     root = matrix_root(second)
     product = root @ first @ root
-    return torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    values: Tensor = torch.linalg.eigvalsh((product + product.T) / 2)
+    return values.clamp(min=0).sqrt().sum()
 
 
 def matrix_root(matrix: Tensor) -> Tensor:
     """Return the root of a covariance, (width, width), which is a covariance too."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root

@@ -88,8 +88,8 @@ class TokenSums:
             self._found.extend(f"{name} groups", own.cpu())
             for end in ENDS:
                 for key in ("states", "norms", "groups"):
-                    values = torch.stack(every[f"{name} {end} {key}"], dim=1)
-                    self._found.extend(f"{name} {end} {key}", values)
+                    each_layer = every[f"{name} {end} {key}"]
+                    self._found.extend(f"{name} {end} {key}", torch.stack(each_layer, dim=1))
             drawn = torch.stack(every[f"{name} drawn states"], dim=1)
             self._found.extend(f"{name} drawn states", drawn)
             self._found.extend(f"{name} draws", self._drawn[name][1])

@@ -78,9 +78,9 @@ class TestTokenDropping(AnalysisContract):
         analysis = self.run(backbone, tiny_llava, batches(tiny_llava), repetitions=1)
         table, result = analysis.rows.table(), analysis.compute()
 
-        assert result.coords["place"] == ("layer 1, 50 %", "layer 1, 100 %")
+        assert (result.coords["layer"], result.coords["percent"]) == ((1,), (0, 50, 100))
         own = table["measured"] & (table["choice"] == "random")
-        found = result.at(kind="all", place="layer 1, 50 %", choice="random", statistic="value")
+        found = result.at(kind="all", layer=1, percent=50, choice="random", statistic="value")
         assert found[:4].tolist() == pytest.approx(
             [
                 100 * table["right"][own].mean(),
@@ -89,8 +89,10 @@ class TestTokenDropping(AnalysisContract):
                 100 * np.nansum(table["seconds"][own]) / np.nansum(table["seconds_clean"][own]),
             ]
         )
-        nothing = result.at(place="layer 1, 100 %", choice="attention", statistic="n")
+        nothing = result.at(layer=1, percent=100, choice="attention", statistic="n")
         assert (nothing == 0).all()
+        with_all = result.at(kind="all", percent=0, choice="random", statistic="value")[0]
+        assert with_all[:4].tolist() == [100, 0, 100, 100]
 
     def test_questions_without_a_kind_have_operations_but_no_score(
         self, backbone: Backbone, tiny_llava: str
@@ -99,7 +101,7 @@ class TestTokenDropping(AnalysisContract):
 
         result = self.run(backbone, tiny_llava, nameless, correct_only=False).compute()
 
-        counts = result.at(statistic="n", place="layer 1, 50 %", choice="attention")[0]
+        counts = result.at(statistic="n", layer=1, percent=50, choice="attention")[0]
         assert counts.tolist() == [0, 0, 6, 0, 0]
 
     @pytest.mark.parametrize(
