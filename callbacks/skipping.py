@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
+from lightning_mllm.analysis.skipping.choice import chooses_nothing
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
 from lightning_mllm.batches import MultimodalBatch

@@ -49,6 +49,8 @@ EXPERIMENTS = (
     "steering",
     "patching",
     "picture_maps",
+    "dropping",
+    "modality_gap",
 )
 STUDIES = ("projection", "alignment")
 

@@ -8,6 +8,10 @@ from lightning_mllm.analysis.core.analysis import Analysis
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.token_sets import TokenSets
 from lightning_mllm.analysis.core.windows import Window, Windows
+from lightning_mllm.analysis.dropping.drop import Drop
+from lightning_mllm.analysis.dropping.dropping import dropping
+from lightning_mllm.analysis.dropping.experiment import TokenDropping
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
 from lightning_mllm.analysis.grounding.experiment import Grounding
 from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.analysis.knockout.engine.base import Case, KnockoutEngine, Readings
@@ -23,6 +27,8 @@ from lightning_mllm.analysis.lens.bank.options import BankOptions
 from lightning_mllm.analysis.lens.patches.experiment import PatchWords
 from lightning_mllm.analysis.lens.patches.reading import PatchReading, read_patch_words
 from lightning_mllm.analysis.lens.vocabulary import Vocabulary
+from lightning_mllm.analysis.modality_gap.experiment import MIR
+from lightning_mllm.analysis.modality_gap.summary import ModalityGapScore, mir_score
 from lightning_mllm.analysis.patching.edits import PatchCase
 from lightning_mllm.analysis.patching.engine.base import PatchEngine, PatchReadings
 from lightning_mllm.analysis.patching.engine.reference import ReferencePatching
@@ -34,7 +40,6 @@ from lightning_mllm.analysis.patching.source import PatchSource
 from lightning_mllm.analysis.picture_maps.experiment import PictureMaps
 from lightning_mllm.analysis.separability.experiment import Distinguishability
 from lightning_mllm.analysis.separability.token_map import TokenMap
-from lightning_mllm.analysis.skipping.choice import SampleTokens
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skipping import skipping
@@ -55,6 +60,7 @@ from lightning_mllm.analysis.subnetwork.subnetwork import SubNetwork, intersecti
 from lightning_mllm.statistics.picture_bootstrap import Bootstrap
 
 __all__ = [
+    "MIR",
     "ActivatedWeights",
     "ActivationPatching",
     "Alignment",
@@ -74,11 +80,13 @@ __all__ = [
     "ClassMeans",
     "ComputationSkipping",
     "Distinguishability",
+    "Drop",
     "EngineName",
     "Grounding",
     "InformationFlow",
     "KnockoutEngine",
     "MeanStates",
+    "ModalityGapScore",
     "Patch",
     "PatchCase",
     "PatchEngine",
@@ -101,6 +109,7 @@ __all__ = [
     "SubNetwork",
     "SuffixEngine",
     "SuffixPatching",
+    "TokenDropping",
     "TokenMap",
     "TokenSets",
     "Vocabulary",
@@ -113,9 +122,11 @@ __all__ = [
     "choose_engine",
     "choose_patch_engine",
     "compare_flows",
+    "dropping",
     "intersection",
     "iou",
     "knockout",
+    "mir_score",
     "patching",
     "pruned",
     "read_patch_words",

@@ -25,10 +25,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from lightning_mllm.analysis.skipping.choice import SampleTokens, choose_in_prompts
-from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
+from lightning_mllm.analysis.forward.decoder_costs import DecoderPassCosts
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
+from lightning_mllm.analysis.skipping.choice import choose_in_prompts
 from lightning_mllm.analysis.skipping.skip import Skip
-from lightning_mllm.analysis.skipping.skipping import skipping
+from lightning_mllm.analysis.skipping.skipping import skipped, skipping
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
@@ -94,7 +95,7 @@ def compare(
     options: argparse.Namespace, backbone: Backbone, batch: MultimodalBatch
 ) -> tuple[list[Row], list[str]]:
     """Check that both give the same, then measure them in turn."""
-    once = DecoderPassCosts.of(backbone, batch)
+    once = DecoderPassCosts.of(backbone, batch, skipped)
     rows, notes = [], []
     for start in options.starts:
         skip = Skip(share=options.share, start=start)
@@ -123,7 +124,7 @@ def _times(
     backbone: Backbone,
     batch: MultimodalBatch,
     skip: Skip,
-    once: DecoderPassCosts,
+    once: DecoderPassCosts[Skip],
 ) -> list[list[float]]:
     """Return the seconds of passes: nothing skipped, baseline, ours; a first round warms up."""
     contexts: tuple[Context | None, ...] = (None, left_out, skipping)

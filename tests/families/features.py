@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import (
+    MIR,
     ActivatedWeights,
     Alignment,
     Analysis,
@@ -17,6 +18,7 @@ from lightning_mllm.analysis import (
     Block,
     Case,
     ComputationSkipping,
+    Drop,
     InformationFlow,
     MeanStates,
     Patch,
@@ -29,16 +31,20 @@ from lightning_mllm.analysis import (
     Skip,
     SuffixEngine,
     SuffixPatching,
+    TokenDropping,
     TokenSets,
     Vocabulary,
     Window,
     build_bank,
+    dropping,
     patching,
     read_patch_words,
     steering,
 )
 from lightning_mllm.analysis.forward.attention import QueryRows, observe_attention
 from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
+from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
+from lightning_mllm.analysis.knockout.mask import mask_keys
 from lightning_mllm.analysis.steering.vector import vector_width
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.data.images.files import open_image_file
@@ -49,7 +55,7 @@ from lightning_mllm.evaluation.decoding import decode_answers
 from lightning_mllm.evaluation.prompt_pass import PromptPass
 from lightning_mllm.models import freeze
 from lightning_mllm.models.backbone import Backbone, Part
-from lightning_mllm.models.hooks import hook_before_call, hook_outputs
+from lightning_mllm.models.hooks import hook_before_call, hook_inputs, hook_outputs
 from lightning_mllm.models.layers import decoder_layers, run_layers_uncompiled
 from lightning_mllm.models.loss import answer_loss
 from lightning_mllm.models.module import MLLMModule
@@ -394,6 +400,40 @@ def check_steering(tiny: TinyModel) -> None:
     _analyse(tiny, MeanStates(segments=["image", "last"]))
 
 
+def check_dropping(tiny: TinyModel) -> None:
+    """Dropping is hiding from all others, from a layer on; dropping nothing changes no answer."""
+    backbone = tiny.load(tiny.double)
+    layer = len(decoder_layers(backbone)) - 1
+    drop, prompts = Drop(layer=layer), tiny.batch.prompts()
+    inputs, image = prompts.model_inputs(), prompts.spans[Segment.IMAGE]
+    last, around = {0: decoder_layers(backbone)[layer]}, list[Tensor]()
+    with (
+        torch.no_grad(),
+        dropping(backbone, prompts, drop),
+        hook_inputs(last, lambda _, state: around.append(state)),
+        hook_outputs(last, lambda _, state: around.append(state)),
+    ):
+        ours = backbone.model(**inputs).logits
+    gone = image & (around[0] == around[1]).all(-1)
+    assert torch.equal(gone.sum(1), image.sum(1) - (image.sum(1) / 2).round().long())
+    kept = prompts.attention_mask.bool() & ~gone
+    with (
+        torch.no_grad(),
+        mask_keys(backbone, [HiddenKeys(gone, kept)], Window(1, layer, layer + 1)),
+    ):
+        theirs = backbone.model(**inputs).logits
+    torch.testing.assert_close(ours[kept], theirs[kept], rtol=0, atol=max(1e-9, tiny.tolerance))
+    answers = decode_answers(PromptPass(backbone.model, prompts), 3)
+    with dropping(backbone, prompts, Drop(layer=layer, share=0.0)):
+        assert torch.equal(decode_answers(PromptPass(backbone.model, prompts), 3), answers)
+    _analyse(tiny, TokenDropping(drops=[drop, Drop(layer=layer, share=1.0)], repetitions=0))
+
+
+def check_modality_gap(tiny: TinyModel) -> None:
+    """The distance between visual and textual tokens is measured."""
+    _analyse(tiny, MIR())
+
+
 def check_export(tiny: TinyModel) -> None:
     """The exported folder opens with equal weights, inputs and logits."""
     module = MLLMModule(tiny.path, policy=freeze.ProjectorOnly(), attention=tiny.attention)
@@ -437,6 +477,8 @@ FEATURES: dict[str, Feature] = {
     "skip layers": Feature(check_skipping_layers, fast=False),
     "skip visibly": Feature(check_skipping_visibly, fast=False),
     "steering": Feature(check_steering, fast=False),
+    "dropping": Feature(check_dropping, fast=False),
+    "MIR": Feature(check_modality_gap, fast=False),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_mllm.cli.main import main
 from tests.support.command_line import CONFIGS, files_below, isolate, write_llava_json
-from tests.support.shipped_configs import ALIGNMENT
+from tests.support.shipped_configs import ALIGNMENT, MODALITY_GAP
 
 KEPT = {"making.json", "sums.safetensors", "summary.csv", "settings.json"}
 PICTURES = {  # of each analysis
@@ -75,3 +75,13 @@ def test_the_shipped_config_leaves_sums_summary_settings_and_pictures(asked: lis
         assert (settings["n_samples"], settings["source"]["split"]) == (12, "test")
         with (folder / name / "summary.csv").open(newline="") as file:
             assert list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_the_modality_gap_leaves_its_score_and_a_picture(asked: list[str]) -> None:
+    main(["analyze", *asked, "--config", str(CONFIGS / MODALITY_GAP)])
+
+    folder = Path("runs/modality-gap/analysis/test-step0/modality_gap")
+    assert files_below(folder) == KEPT | {"modality_gap.png"}
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["found"]["mir"]["n"] == settings["n_samples"] == 12

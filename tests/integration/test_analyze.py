@@ -38,6 +38,7 @@ from tests.support.shipped_configs import (
     FLOW_ON_THE_TESTBED,
     GROUNDING,
     PICTURE_MAPS,
+    SHALLOW,
 )
 
 LENS = (
@@ -118,7 +119,7 @@ def test_a_shipped_config_leaves_rows_summary_settings_and_pictures(
     name, pictures = ANALYSES[config]
     quick = ("--analysis.correct_only", "false", "--analysis.bootstrap.resamples", "20")
 
-    folder = analyze(asked, "--config", str(CONFIGS / config), *quick)
+    folder = analyze(asked, "--config", str(CONFIGS / config), *quick, *SHALLOW.get(config, ()))
 
     assert folder.name == "test-step0"
     assert files_below(folder) == {f"{name}/{file}" for file in TABLES | pictures}

@@ -34,6 +34,7 @@ from tests.support.shipped_configs import (
     OTHERS_ON_THE_TESTBED,
     PATCH_WORDS_ON_THE_TESTBED,
     PROJECTION_CHANGE,
+    SHALLOW,
 )
 
 _CLASSES = {
@@ -140,6 +141,8 @@ class PageRunner:
             options += ["--model.checkpoint", checkpoint]
         if "configs/analysis/grounding.yaml" in words:
             options += ["--analysis.others", "3"]  # there are few pictures
+        for word in words:
+            options += SHALLOW.get(word.removeprefix("configs/"), ())
         if _LEAVES_OUT_WRONG_ANSWERS & set(words):
             options += ["--analysis.correct_only", "false"]  # random weights answer none right
         return options

@@ -113,10 +113,18 @@ ANALYSES = {  # name of the folder, pictures in it; those about boxes are not dr
         {"shares_last.png", "shares_question.png", "heads_last.png", "heads_question.png"},
     ),
     "analysis/pointing.yaml": ("pointing", {"image.png", "spatial_entropy.png"}),
+    "analysis/dropping.yaml": ("token_dropping", {"accuracy.png"}),
     "analysis/skipping.yaml": ("computation_skipping", {"accuracy_ffn.png", "accuracy_block.png"}),
+}
+SHALLOW = {  # config -> options for a model of two layers
+    "analysis/dropping.yaml": (
+        "--analysis.drops",
+        "[{layer: 1}, {layer: 1, choice: random}, {layer: 1, share: 1.0, choice: stride}]",
+    )
 }
 ALIGNMENT, GROUNDING = "analysis/alignment.yaml", "analysis/grounding.yaml"
 PATCHING, PICTURE_MAPS = "analysis/patching.yaml", "analysis/picture_maps.yaml"
+MODALITY_GAP = "analysis/modality_gap.yaml"
 SUBNETWORKS = (
     "analysis/subnetwork.yaml",
     "analysis/pruned_accuracy.yaml",
@@ -152,6 +160,16 @@ OTHERS_ON_THE_TESTBED = {  # options that make it small, the name of the run, it
         ["--data.init_args.per_kind", "1", "--analysis.samples", "3"],
         "testbed-picture-maps",
         {"picture_maps"},
+    ),
+    "runs/testbed/dropping.yaml": (
+        ["--data.init_args.per_kind", "1"],
+        "testbed-dropping",
+        {"token_dropping"},
+    ),
+    "runs/testbed/modality_gap.yaml": (
+        ["--data.init_args.test_scenes", "8"],
+        "testbed-modality-gap",
+        {"modality_gap"},
     ),
     "runs/testbed/skipping.yaml": (
         ["--data.init_args.per_kind", "1"],
@@ -275,7 +293,7 @@ COVERED = {
         START,
         EXAMINATION,
     ),
-    PROJECTION_CHANGE,
+    *(PROJECTION_CHANGE, MODALITY_GAP),
     *(ALIGNMENT_SERIES, ALIGNMENT_STEPS),
     *(*MODELS, *DATA, *HUB, *PUBLISHED, *GQA, *POLICIES, *OPTIMIZERS, *PRESETS),
     *(PATCH_WORDS, *PATCH_WORDS_ON_THE_TESTBED),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
 from lightning_mllm.analysis.skipping.choice import (
-    SampleTokens,
     choose_after_prompts,
     choose_in_prompts,
 )

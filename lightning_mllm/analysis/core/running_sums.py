@@ -23,12 +23,14 @@ class RunningSums:
         kept: Values of single samples or pairs of them, by name; all of one shape.
         done: Ids of the samples that were run, or left out.
         left_out: Ids of the samples that were left out.
+        lists: Values of single tokens, (tokens, ...), by name.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     left_out: set[str] = field(default_factory=set)
+    lists: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, summand: Tensor) -> None:
         """Add to a sum."""
@@ -45,10 +47,17 @@ class RunningSums:
             total = values.new_zeros((number, *values.shape[1:]), dtype=torch.float64)
         self.sums[name] = total.to(values.device).index_add_(0, groups, values.double())
 
+    def extend(self, name: str, values: Tensor) -> None:
+        """Add (tokens, ...) values to a list."""
+        before = self.lists.get(name)
+        self.lists[name] = values if before is None else torch.cat([before, values])
+
     def take_in(self, other: RunningSums) -> None:
         """Add what another process has found."""
         for name, summand in other.sums.items():
             self.add(name, summand)
+        for name, values in other.lists.items():
+            self.extend(name, values)
         self.kept |= other.kept
         self.done |= other.done
         self.left_out |= other.left_out
@@ -56,6 +65,7 @@ class RunningSums:
     def write(self, path: Path) -> None:
         """Write a file, whole or not at all."""
         tensors = {f"sum/{name}": total.cpu() for name, total in self.sums.items()}
+        tensors |= {f"list/{name}": values.contiguous() for name, values in self.lists.items()}
         if self.kept:
             tensors["kept"] = torch.stack([each.cpu() for each in self.kept.values()])
         more = {
@@ -78,8 +88,15 @@ class RunningSums:
                 names = list(file.keys())
                 tensors = {name: file.get_tensor(name) for name in names}
             kept = dict(zip(more["kept"], tensors.pop("kept", ()), strict=True))
-            sums = {name.removeprefix("sum/"): total for name, total in tensors.items()}
-            return cls(sums, kept, set(more["done"]), set(more["left_out"]))
+            sums, lists = (
+                {
+                    name.removeprefix(prefix): values
+                    for name, values in tensors.items()
+                    if name.startswith(prefix)
+                }
+                for prefix in ("sum/", "list/")
+            )
+            return cls(sums, kept, set(more["done"]), set(more["left_out"]), lists)
         except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path} holds no sums of an analysis ({error}). Start again in another folder."

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class StreamedAnalysis(Analysis):
         label: Name of the analysis, by default its class's.
     """
 
+    fewest_groups: ClassVar[int] = 2
     found: RunningSums
     _done: set[str]  # samples of all processes that are not run again
     _again: set[str]  # but for these
@@ -53,10 +54,10 @@ class StreamedAnalysis(Analysis):
         self, *, sets: TokenSets, groups: int, seed: int, snapshot_every: int, label: str
     ) -> None:
         super().__init__(label=label)
-        if groups < 2 or snapshot_every < 1:
+        if groups < self.fewest_groups or snapshot_every < 1:
             raise ConfigError(
-                f"{self.name} needs two groups or more and a snapshot every batch or less often, "
-                f"not groups={groups} and snapshot_every={snapshot_every}."
+                f"{self.name} needs {self.fewest_groups} groups or more and a snapshot every batch "
+                f"or less often, not groups={groups} and snapshot_every={snapshot_every}."
             )
         self.sets, self.groups = sets, groups
         self.seed, self.snapshot_every = seed, snapshot_every

@@ -7,8 +7,8 @@ from typing import Any
 from lightning_mllm.errors import ConfigError
 
 
-def positions_of_cache(cache: Any, layer: int = 0) -> int:
-    """Return how many positions are in a cache before a layer adds its own.
+def positions_of_cache(cache: Any) -> int:
+    """Return how many positions were run before, as the first layer keeps them all.
 
     Raises:
         ConfigError: The cache is static or slides, so that it does not tell.
@@ -21,4 +21,4 @@ def positions_of_cache(cache: Any, layer: int = 0) -> int:
             "does not keep. Generate with a dynamic cache (cache_implementation=None) and full "
             "attention, or with use_cache=False."
         )
-    return int(cache.get_seq_length(layer))
+    return int(cache.get_seq_length())

@@ -26,7 +26,7 @@ from lightning_mllm.analysis.knockout.block import Block
 from lightning_mllm.batches import MultimodalBatch, TokenSpans
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, hook_before_layers
+from lightning_mllm.models.hooks import Arguments, hook_before_call, hook_before_layers
 from lightning_mllm.models.layers import (
     attention_of_layers,
     decoder_layers,
@@ -94,7 +94,11 @@ def mask_keys(backbone: Backbone, hidden: Sequence[HiddenKeys], window: Window) 
     """Hide keys in the layers of a window, around `model.forward(...)` only; nothing is checked."""
     layers = decoder_layers(backbone)
     within = {index: layers[index] for index in range(window.start, window.stop)}
-    with hook_before_layers(within, _MaskMaker(hidden).replace_mask):
+    maker = _MaskMaker(hidden)
+    with (
+        hook_before_call(backbone.decoder, maker.begin),
+        hook_before_layers(within, maker.replace_mask),
+    ):
         yield
 
 
@@ -197,10 +201,16 @@ class _MaskMaker:
     hidden: Sequence[HiddenKeys]
     _last: tuple[tuple[object, ...], Tensor] | None = field(default=None, init=False)
     _given: object = field(default=None, init=False)  # held, so that no other has its id
+    # positions cached before this forward; a layer behind dropped tokens has fewer
+    _past: int = field(default=0, init=False)
+
+    def begin(self, arguments: Arguments) -> None:
+        """Find out how many positions are cached, before each decoder pass."""
+        self._past = positions_of_cache(arguments.get("past_key_values"))
 
     def replace_mask(self, layer: int, states: Tensor, arguments: Arguments) -> Arguments | None:
         """Return the layer's arguments with the other mask."""
-        past = positions_of_cache(arguments.get("past_key_values"), layer)
+        past = self._past
         length = self.hidden[0].source.shape[1] if self.hidden else past + 1
         if past >= length:  # after the batch's own positions nothing is hidden
             return None

@@ -1,83 +1,31 @@
-"""Which tokens skip something, in each sample's own numbering: 0 is its first real token.
-
-So the result depends neither on the side of the padding, nor on the other samples of a batch, nor
-on whether a sample goes through the model at once or token by token.
-"""
+"""Which tokens skip something, in each sample's own numbering (see `forward.sample_tokens`)."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
 from lightning_mllm.analysis.skipping.skip import Skip
-from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.store.seeds import numpy_generator
-from lightning_mllm.types import Segment
 
 _ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996
 
 
-@dataclass(frozen=True)
-class SampleTokens:
-    """The prompts of some samples, in their own numbering.
-
-    Attributes:
-        sample_ids: Ids of the samples.
-        perceptual: (batch, prompt) bool, the tokens of images, as long as the longest prompt.
-        lengths: (batch,), the number of tokens of each prompt, LAST included.
-    """
-
-    sample_ids: tuple[str, ...]
-    perceptual: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def of(cls, batch: MultimodalBatch) -> SampleTokens:
-        """Find the prompts in a batch, with or without answers, padded on either side."""
-        real, last = batch.attention_mask.bool(), batch.spans[Segment.LAST]
-        after = last.cumsum(1) - last.long()  # 1 after LAST
-        lengths = (real & (after == 0)).sum(1)
-        places = torch.arange(int(lengths.max()), device=real.device)
-        columns = real.int().argmax(1, keepdim=True) + places  # of each token in the batch
-        perceptual = batch.spans[Segment.IMAGE].gather(1, columns.clamp(max=real.shape[1] - 1))
-        return cls(batch.sample_ids, perceptual & (places < lengths[:, None]), lengths)
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.sample_ids)
-
-    @property
-    def prompt(self) -> Tensor:
-        """(batch, prompt) bool: where the prompt has a token."""
-        places = torch.arange(self.perceptual.shape[1], device=self.lengths.device)
-        return places < self.lengths[:, None]
-
-    def to(self, device: torch.device) -> SampleTokens:
-        """Move all tensors."""
-        return SampleTokens(self.sample_ids, self.perceptual.to(device), self.lengths.to(device))
-
-    def take(self, rows: Sequence[int]) -> SampleTokens:
-        """Return some of the samples."""
-        ids = tuple(self.sample_ids[row] for row in rows)
-        return SampleTokens(ids, self.perceptual[list(rows)], self.lengths[list(rows)])
-
-    def qualified(self, skip: Skip) -> Tensor:
-        """Return among which tokens of the prompts a skip chooses, (batch, prompt) bool."""
-        if skip.phase == "decode":
-            return torch.zeros_like(self.perceptual)
-        if skip.tokens == "all":
-            return self.prompt
-        return self.perceptual if skip.tokens == "perceptual" else self.prompt & ~self.perceptual
+def qualified_tokens(tokens: SampleTokens, skip: Skip) -> Tensor:
+    """Return among which tokens of the prompts a skip chooses, (batch, prompt) bool."""
+    if skip.phase == "decode":
+        return torch.zeros_like(tokens.perceptual)
+    if skip.tokens == "all":
+        return tokens.prompt
+    return tokens.perceptual if skip.tokens == "perceptual" else tokens.prompt & ~tokens.perceptual
 
 
 def choose_in_prompts(tokens: SampleTokens, skip: Skip, layer: int) -> Tensor:
     """Return which tokens of the prompts are chosen, at random or evenly, (batch, prompt) bool."""
-    qualified = tokens.qualified(skip)
+    qualified = qualified_tokens(tokens, skip)
     if skip.choice == "strided":
         return qualified & _choose_evenly(qualified.cumsum(1) - 1, skip.share)
     draws = _draw_all(tokens, skip, layer, qualified.shape[1], "prompt")
@@ -108,7 +56,7 @@ def chooses_nothing(tokens: SampleTokens, skip: Skip) -> bool:
     some_after_prompts = skip.phase != "prefill" and skip.tokens != "perceptual"
     if not skip.share or some_after_prompts:
         return False
-    due = tokens.qualified(skip).sum(1).double() * skip.share + _ROUNDING
+    due = qualified_tokens(tokens, skip).sum(1).double() * skip.share + _ROUNDING
     return not bool((due >= 1).any())
 
 

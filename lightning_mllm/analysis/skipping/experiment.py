@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 
 from lightning_mllm.analysis.core.per_question import PerQuestionAnswer, QuestionAnalysis
 from lightning_mllm.analysis.core.result import AnalysisResult
-from lightning_mllm.analysis.skipping.costs import DecoderPassCosts, warn_of_no_costs_saved
+from lightning_mllm.analysis.forward.decoder_costs import DecoderPassCosts
+from lightning_mllm.analysis.skipping.costs import warn_of_no_costs_saved
 from lightning_mllm.analysis.skipping.rows import SkippingRow
 from lightning_mllm.analysis.skipping.skip import Computation, Skip
 from lightning_mllm.analysis.skipping.skipping import check_skipping, skipped
@@ -131,7 +132,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
     ) -> list[list[SkippingRow]]:
         """Answer and measure with each skip."""
         starts = self._starts(len(decoder_layers(backbone)))
-        once = DecoderPassCosts.of(backbone, batch)
+        once = DecoderPassCosts.of(backbone, batch, skipped)
         alone = [once.alone(row) for row in range(len(batch))]
         seconds = [nan] * (1 + len(self.cases))
         if self.repetitions:
@@ -180,7 +181,7 @@ class ComputationSkipping(QuestionAnalysis[SkippingRow]):
             answers = ExactMatch(match=self.match).evaluate(backbone.model, self.tokenizer, asked)
         return {answer.sample_id: float(answer.correct) for answer in answers}
 
-    def _count(self, backbone: Backbone, alone: DecoderPassCosts, case: Skip | None) -> int:
+    def _count(self, backbone: Backbone, alone: DecoderPassCosts[Skip], case: Skip | None) -> int:
         """Return a sample's operations; they are counted once for all samples that need as many."""
         tokens = alone.tokens
         sizes = (alone.position_ids.shape[-1], int(tokens.lengths), int(tokens.perceptual.sum()))

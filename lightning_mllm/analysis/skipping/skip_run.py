@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.analysis.forward.caches import positions_of_cache
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens, TokenPlaces
 from lightning_mllm.analysis.skipping.choice import (
-    SampleTokens,
     choose_after_prompts,
     choose_in_prompts,
     choose_lowest,
+    qualified_tokens,
 )
 from lightning_mllm.analysis.skipping.layer import (
     AttendingLayer,
@@ -54,11 +54,7 @@ class SkipRun:
 
     def __init__(self, skip: Skip, layers: frozenset[int], tokens: SampleTokens) -> None:
         self._skip, self._layers, self._tokens = skip, layers, tokens
-        self._longest = int(tokens.lengths.max())
-        self._places = torch.empty(len(tokens), 0, dtype=torch.long, device=tokens.lengths.device)
-        self._past = 0
-        # (batch, 1), by how much the number of a token after the prompt is above its position
-        self._ahead = torch.zeros(1, 1, dtype=torch.long, device=tokens.lengths.device)
+        self.places = TokenPlaces("skipping", tokens)
         self._rows: dict[int, _Rows] = {}  # of this forward
         self._entered: tuple[int, Tensor] | None = None  # the last layer reached, and its input
         # what left that layer, to which DeepStack adds afterwards
@@ -70,30 +66,7 @@ class SkipRun:
         """Find out which tokens the decoder is run on."""
         self._rows.clear()
         self._entered = self._left = None
-        self._places, self._past = _find_places(arguments, self._places, self._ahead)
-        if not self._past:
-            self._ahead = _count_ahead(arguments.get("position_ids"), self._places)
-        size = len(self._tokens)
-        batch, length = self._places.shape
-        if batch % size or length < self._longest:
-            raise ConfigError(
-                f"`skipping` was given {size} samples with prompts of up to {self._longest} "
-                f"tokens, but the model is run on {batch} sequences of {length}. Give `skipping` "
-                "the batch that the model gets."
-            )
-        if not self._past:
-            self._check_lengths()
-
-    def _check_lengths(self) -> None:
-        """Refuse sequences that are too short for the prompts that should stand there."""
-        tokens = self._tokens
-        counts = self._places.amax(1).view(len(tokens), -1).amin(1) + 1
-        for row in (counts < tokens.lengths).nonzero()[:1, 0].tolist():
-            raise ConfigError(
-                f"The prompt of sample {tokens.sample_ids[row]!r} has {int(tokens.lengths[row])} "
-                f"tokens, but in its place the model is run on {int(counts[row])}. Give "
-                "`skipping` the samples that the model gets, in their order."
-            )
+        self.places.begin(arguments)
 
     def leave(self, _: int, hidden: Tensor) -> None:
         """Take in what leaves a layer."""
@@ -125,25 +98,21 @@ class SkipRun:
 
     def _find(self, layer: int, key: int, left: Tensor, before: tuple[int, Tensor] | None) -> _Rows:
         """Return what is skipped in a layer."""
-        skip, past = self._skip, self._past
-        places = self._places
-        repeats = len(places) // len(self._tokens)
-        lengths = self._tokens.lengths.repeat_interleave(repeats)[:, None]
-        in_prompt = (places >= 0) & (places < lengths)
+        skip, past, in_prompt = self._skip, self.places.past, self.places.in_prompt
         ranks = skip.choice == "lowest_change" and bool(in_prompt[:, past:].any())
         if ranks and before is not None:
             self._in_prompts[key] = self._choose_least_changed(before[1], left, in_prompt)
         keys = torch.zeros_like(in_prompt)
         if skip.phase != "decode":
-            table = self._choose_in_prompts(layer, key).repeat_interleave(repeats, dim=0)
-            keys = in_prompt & table.gather(1, places.clamp(0, table.shape[1] - 1))
+            keys = self.places.gather_prompt(self._choose_in_prompts(layer, key))
         if skip.phase != "prefill" and skip.tokens != "perceptual":
+            places, lengths = self.places.numbers, self.places.lengths
             table = self._choose_after_prompts(layer, key, places.shape[1])
-            table = table.repeat_interleave(repeats, dim=0)
+            table = table.repeat_interleave(self.places.repeats, dim=0)
             keys |= (places >= lengths) & table.gather(1, (places - lengths).clamp(min=0))
         hides = skip.computation in ("block", "attention") and not skip.visible and bool(keys.any())
         rows = keys[:, past:]
-        if bool((rows | (places[:, past:] < 0)).all()):
+        if bool((rows | (self.places.numbers[:, past:] < 0)).all()):
             rows = torch.ones_like(rows)  # nothing has to be run for padding alone
         return _Rows(LayerSplit(rows), bool(keys[:, past:].any()), keys if hides else None)
 
@@ -176,9 +145,8 @@ class SkipRun:
             hidden: (batch, rows, width), what left it.
             in_prompt: (batch, keys) bool, which keys are tokens of prompts.
         """
-        rows, repeats = in_prompt[:, self._past :], len(in_prompt) // len(self._tokens)
-        lengths = self._tokens.lengths.repeat_interleave(repeats)
-        if self._past or bool((rows.sum(1) < lengths).any()):
+        rows, repeats = in_prompt[:, self.places.past :], self.places.repeats
+        if self.places.past or bool((rows.sum(1, keepdim=True) < self.places.lengths).any()):
             raise ConfigError(
                 "Skip.choice lowest_change ranks all tokens of a prompt, but the model gets only "
                 "a part of it. Run the prompts in one go, or set choice: random or strided."
@@ -187,50 +155,6 @@ class SkipRun:
         change = (new - old).norm(dim=-1) / old.norm(dim=-1)  # (batch, rows)
         dump = self._tokens.perceptual.shape[1]  # an extra place, for rows of no prompt
         table = change.new_zeros(len(change), dump + 1)
-        table.scatter_(1, self._places.masked_fill(~rows, dump), change)
-        qualified = self._tokens.qualified(self._skip)
+        table.scatter_(1, self.places.numbers.masked_fill(~rows, dump), change)
+        qualified = qualified_tokens(self._tokens, self._skip)
         return choose_lowest(table[::repeats, :dump], qualified, self._skip.share)
-
-
-def _count_ahead(positions: Tensor | None, places: Tensor) -> Tensor:
-    """Return by how much each last token's number is above its position, (batch, 1).
-
-    Positions of several axes stay behind the numbers, since the tokens of an image share some.
-    """
-    if positions is None:
-        return torch.zeros_like(places[:, :1])
-    largest = positions.view(-1, *positions.shape[-2:]).amax(0)  # of all axes
-    last = largest.masked_fill(places < 0, 0).amax(1, keepdim=True)
-    return places.amax(1, keepdim=True) - last
-
-
-def _find_places(arguments: Arguments, before: Tensor, ahead: Tensor) -> tuple[Tensor, int]:
-    """Return the number of each key in its sample, and how many keys are cached.
-
-    The numbers are (batch, keys), -1 at padding.
-
-    Args:
-        arguments: What the decoder is called with.
-        before: What was returned at the last call.
-        ahead: (batch, 1), by how much numbers after the prompts are above positions.
-    """
-    embedded = arguments.get("inputs_embeds")
-    entering: Tensor = arguments["input_ids"] if embedded is None else embedded
-    batch, count = entering.shape[:2]
-    past, mask = (
-        positions_of_cache(arguments.get("past_key_values")),
-        arguments.get("attention_mask"),
-    )
-    if mask is None:
-        return torch.arange(past + count, device=entering.device).expand(batch, -1), past
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + count:
-        return (mask.long().cumsum(1) - 1).masked_fill(mask == 0, -1), past
-    numbers = arguments.get("position_ids")
-    if numbers is None or not 0 < past <= before.shape[1] or len(before) != batch:
-        raise ConfigError(
-            "It is unknown which tokens the model is run on: its attention mask is not (batch, "
-            "keys), and it does not continue, with position_ids, from keys of this `with` block. "
-            "Run the prompts in it, with a mask of 0 and 1."
-        )
-    after = numbers.view(-1, *numbers.shape[-2:])[-1] + ahead  # after prompts all axes are alike
-    return torch.cat([before[:, :past], after.expand(batch, -1)], dim=1), past

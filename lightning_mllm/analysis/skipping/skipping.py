@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.refusal import refusal
-from lightning_mllm.analysis.skipping.choice import SampleTokens, chooses_nothing
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
+from lightning_mllm.analysis.skipping.choice import chooses_nothing
 from lightning_mllm.analysis.skipping.layer import layer_keys_and_values, run_layer
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.analysis.skipping.skip_run import SkipRun
@@ -149,8 +150,8 @@ def _check_layers(backbone: Backbone, layers: Mapping[int, nn.Module]) -> None:
             )
         if isinstance(layer.__dict__.get("forward"), InsteadForward):
             raise ConfigError(
-                f"Layer {index} skips something already, and the effect of two `skipping` blocks "
-                "on one layer is not defined. Give them different layers."
+                f"Layer {index} is computed by another edit already, `skipping` or `dropping`, and "
+                "the effect of two on one layer is not defined. Give them different layers."
             )
     first = next(iter(layers.values()))
     if first not in _checked and not _computes_as_here(backbone, first):

@@ -149,7 +149,10 @@ def _draw_lines(
     for axis, panel in zip(axes, values, strict=True):
         axis.axhline(0, color=GREY, linewidth=0.8)
         for label, own in zip(plot.shown.values(), panel, strict=True):
-            draw_figure_curve(axis, at, own, label, styles[label])
+            # between numbers a line goes on where there is none; between names there is nothing
+            there = np.flatnonzero(np.isfinite(own[:, VALUE]) | named)
+            some = [at[index] for index in there]
+            draw_figure_curve(axis, some, own[there], label, styles[label])
         if plot.chance is not None:
             draw_figure_chance(axis, plot.chance)
         finish_figure_axis(axis)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.forward.sample_tokens import SampleTokens
 from lightning_mllm.analysis.skipping.choice import (
-    SampleTokens,
     choose_after_prompts,
     choose_in_prompts,
     choose_lowest,
+    qualified_tokens,
 )
 from lightning_mllm.analysis.skipping.skip import Skip
 from lightning_mllm.types import Segment
@@ -53,14 +54,14 @@ def test_of_n_tokens_the_share_s_floor_is_chosen_and_no_other(
 ) -> None:
     for share in SHARES:
         skip = Skip(share=share, tokens=kind, choice=choice)
-        chosen, qualified = choose_in_prompts(tokens, skip, 0), tokens.qualified(skip)
+        chosen, qualified = choose_in_prompts(tokens, skip, 0), qualified_tokens(tokens, skip)
 
         assert not (chosen & ~qualified).any()
         assert chosen.sum(1).tolist() == [int(share * n + 1e-9) for n in qualified.sum(1).tolist()]
 
 
 def test_perceptual_and_textual_tokens_are_all_tokens(tokens: SampleTokens) -> None:
-    parts = [tokens.qualified(Skip(tokens=kind)) for kind in ("perceptual", "textual")]
+    parts = [qualified_tokens(tokens, Skip(tokens=kind)) for kind in ("perceptual", "textual")]
 
     assert not (parts[0] & parts[1]).any()
     assert torch.equal(parts[0] | parts[1], tokens.prompt)
@@ -113,7 +114,7 @@ def test_behind_the_prompt_more_tokens_begin_with_the_same_choice(tokens: Sample
 
 
 def test_a_prompt_s_tokens_are_not_chosen_for_decoding(tokens: SampleTokens) -> None:
-    assert not tokens.qualified(Skip(tokens="all", phase="decode")).any()
+    assert not qualified_tokens(tokens, Skip(tokens="all", phase="decode")).any()
 
 
 def test_the_lowest_of_those_that_qualify_are_taken() -> None:

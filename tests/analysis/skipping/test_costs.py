@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
+from lightning_mllm.analysis.forward.decoder_costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.skip import Skip
+from lightning_mllm.analysis.skipping.skipping import skipped
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Segment
 from tests.support.decoders import LAYERS, make_backbone, make_batch
@@ -28,14 +29,14 @@ def backbone(tiny_llava: str) -> Backbone:
 
 
 @pytest.fixture
-def once(backbone: Backbone, tiny_llava: str) -> DecoderPassCosts:
-    return DecoderPassCosts.of(backbone, make_batch(tiny_llava, numbers=(0, 1))).alone(1)
+def once(backbone: Backbone, tiny_llava: str) -> DecoderPassCosts[Skip]:
+    return DecoderPassCosts.of(backbone, make_batch(tiny_llava, numbers=(0, 1)), skipped).alone(1)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_all_matrix_products_are_counted(tiny_llava: str, implementation: str) -> None:
     backbone = make_backbone(tiny_llava, implementation, torch.float32)
-    once = DecoderPassCosts.of(backbone, make_batch(tiny_llava, numbers=(0,)))
+    once = DecoderPassCosts.of(backbone, make_batch(tiny_llava, numbers=(0,)), skipped)
     length = once.position_ids.shape[1]
 
     assert once.flops(backbone) == LAYERS * (
@@ -45,7 +46,7 @@ def test_all_matrix_products_are_counted(tiny_llava: str, implementation: str) -
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_a_share_of_the_tokens_saves_their_ffn(
-    backbone: Backbone, once: DecoderPassCosts, share: float
+    backbone: Backbone, once: DecoderPassCosts[Skip], share: float
 ) -> None:
     image = int(once.tokens.perceptual.sum())
 
@@ -70,7 +71,7 @@ def test_a_skipped_block_saves_all_but_what_the_others_compute(
     assert seen == (length - kept) * 2 * 2 * WIDTH * KEYS  # their keys and values
 
 
-def test_a_parallel_layer_saves_nothing(backbone: Backbone, once: DecoderPassCosts) -> None:
+def test_a_parallel_layer_saves_nothing(backbone: Backbone, once: DecoderPassCosts[Skip]) -> None:
     skip = Skip(computation="parallel", share=1.0, tokens="all", phase="both")
 
     assert once.flops(backbone, skip) == once.flops(backbone)
@@ -81,8 +82,8 @@ def test_padding_costs_a_sample_nothing(backbone: Backbone, tiny_llava: str) -> 
     alone = make_batch(tiny_llava, "left", numbers=(0,))
 
     padded, own = (
-        DecoderPassCosts.of(backbone, batch).alone(0),
-        DecoderPassCosts.of(backbone, alone),
+        DecoderPassCosts.of(backbone, batch, skipped).alone(0),
+        DecoderPassCosts.of(backbone, alone, skipped),
     )
 
     torch.testing.assert_close(padded.embeddings, own.embeddings)
@@ -97,13 +98,13 @@ def test_the_decoder_gets_what_it_gets_in_the_model(backbone: Backbone, tiny_lla
     batch = make_batch(tiny_llava)
     encoded = backbone.encode_images(batch.images)
 
-    embeddings = DecoderPassCosts.of(backbone, batch).embeddings
+    embeddings = DecoderPassCosts.of(backbone, batch, skipped).embeddings
 
     tokens = torch.cat([image.tokens for image in encoded])
     torch.testing.assert_close(embeddings[batch.spans[Segment.IMAGE]], tokens)
 
 
-def test_each_has_its_time(backbone: Backbone, once: DecoderPassCosts) -> None:
+def test_each_has_its_time(backbone: Backbone, once: DecoderPassCosts[Skip]) -> None:
     times = once.seconds(backbone, [None, Skip(), Skip(computation="block")], repetitions=2)
 
     assert len(times) == 3

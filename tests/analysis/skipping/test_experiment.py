@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from lightning_mllm.analysis import Bootstrap
+from lightning_mllm.analysis.forward.decoder_costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping import experiment as computation_skipping
-from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
-from lightning_mllm.analysis.skipping.skipping import skipping
+from lightning_mllm.analysis.skipping.skipping import skipped, skipping
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import OpenAnswer
@@ -61,7 +61,7 @@ class TestComputationSkipping(AnalysisContract):
             "correct_only": False,
         }
         table = self.run(backbone, tiny_llava, [batch], skip=skip, **grid).rows.table()
-        once = DecoderPassCosts.of(backbone, batch)
+        once = DecoderPassCosts.of(backbone, batch, skipped)
 
         with skipping(backbone, batch, skip):
             answers = Parity().evaluate(backbone.model, tokenizer(tiny_llava), batch)

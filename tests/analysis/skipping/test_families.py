@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_mllm.analysis.forward.decoder_costs import DecoderPassCosts
 from lightning_mllm.analysis.forward.stepwise import StepwiseStream
-from lightning_mllm.analysis.skipping.costs import DecoderPassCosts
 from lightning_mllm.analysis.skipping.experiment import ComputationSkipping
 from lightning_mllm.analysis.skipping.skip import Skip
-from lightning_mllm.analysis.skipping.skipping import skipping
+from lightning_mllm.analysis.skipping.skipping import skipped, skipping
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.evaluation import Likelihood
 from lightning_mllm.models.hooks import hook_inputs
@@ -110,9 +110,9 @@ def test_a_sample_of_a_batch_costs_what_it_costs_alone_and_less_with_skips(
 ) -> None:
     checkpoint = tiny_family(name)
     backbone, batch = load(checkpoint, dtype=torch.float32), ask(checkpoint, "right")
-    own = DecoderPassCosts.of(backbone, ask(checkpoint, "left", count=1))
+    own = DecoderPassCosts.of(backbone, ask(checkpoint, "left", count=1), skipped)
 
-    padded = DecoderPassCosts.of(backbone, batch).alone(0)
+    padded = DecoderPassCosts.of(backbone, batch, skipped).alone(0)
 
     assert torch.equal(padded.position_ids, own.position_ids)
     for skip in (None, Skip(), LATE):

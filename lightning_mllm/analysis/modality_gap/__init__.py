@@ -1,0 +1,1 @@
+"""The gap between visual and textual tokens: the distance of their distributions, per layer."""
