@@ -150,7 +150,7 @@ class OurEngine:
         length = self._pair.clean.batch.input_ids.shape[1]
         config = self._backbone.decoder.config
         plan = BudgetPlan.of(config, length, self._backbone.model.dtype, memory)
-        found = {}
+        found: dict[int, Tensor] = {}
         for at, group in rows.groups().items():
             size = plan.one_after_the_other(at.start, len(base.clean.real))
             for first in range(0, len(group), size):
@@ -175,19 +175,13 @@ def compare(
         baseline = []
         for place, segment in enumerate(SEGMENTS):
             found: dict[int, Tensor] = {}
-            spent[segment].append(
-                cpu_seconds(lambda own=cases[segment], into=found: into.update(ours.run_rows(own)))
-            )
+            run_all = partial(ours.run_rows, cases[segment])
+            spent[segment].append(cpu_seconds(lambda: found.update(run_all())))  # noqa: B023
             if (place + number) % 2 == 0:  # half of them, in turn
                 layer = (7 * place + 5 * number) % depth
                 exact: list[Tensor] = []
-                baseline.append(
-                    cpu_seconds(
-                        lambda case=cases[segment][layer], into=exact: into.append(
-                            plain.patched(0, case)
-                        )
-                    )
-                )
+                run_one = partial(plain.patched, 0, cases[segment][layer])
+                baseline.append(cpu_seconds(lambda: exact.append(run_one())))  # noqa: B023
                 difference = max(difference, float((exact[0] - found[layer]).abs().max()))
         forwards.append(sum(baseline) / len(baseline))
     if not difference <= TOLERANCE:

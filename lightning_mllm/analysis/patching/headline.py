@@ -26,7 +26,7 @@ def make_patching_headline(
         patches: Names of the patches and of contrasts.
         layers: Names of the windows.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for patch, own in zip(patches, values, strict=True):
         restored = own[:, 0, VALUE]
         if not np.isfinite(restored).any():

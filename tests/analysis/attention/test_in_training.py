@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mllm.analysis import AttentionPointing, AttentionShares, Bootstrap
+from lightning_mllm.analysis import Analysis, AttentionPointing, AttentionShares, Bootstrap
 from lightning_mllm.callbacks import RunAnalysis
 from tests.support.feature_callbacks import make_run
 
@@ -15,9 +15,12 @@ QUICK = Bootstrap(resamples=10)
 
 @pytest.mark.slow
 def test_they_run_before_training_and_at_each_epoch(tiny_llava: str, tmp_path: Path) -> None:
-    analyses = [AttentionShares(bootstrap=QUICK), AttentionPointing(bootstrap=QUICK)]
+    analyses: list[Analysis] = [
+        AttentionShares(bootstrap=QUICK),
+        AttentionPointing(bootstrap=QUICK),
+    ]
 
-    run = make_run(tiny_llava, tmp_path, [RunAnalysis(list(analyses))]).fit()
+    run = make_run(tiny_llava, tmp_path, [RunAnalysis(analyses)]).fit()
 
     folder = run.folder / "analysis"
     for name in ("attention", "pointing"):

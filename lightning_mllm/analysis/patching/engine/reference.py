@@ -35,8 +35,8 @@ class ReferencePatching(PatchEngine):
             with record_states(backbone, kinds) as states:
                 logits, _ = prompts.forward(backbone)
             sources.append(PatchSource(prompts.batch, states, logits))
-        logits = [source.logits for source in sources]
-        readings = PatchReadings.unchanged(logits, ids, positions, self.name)
+        own = [source.logits for source in sources]
+        readings = PatchReadings.unchanged(own, ids, positions, self.name)
         heads = count_heads(backbone)
         with show_progress("Patches of a batch", 2 * len(cases)) as bar:
             for direction, (base, _) in enumerate(pair.directions):
