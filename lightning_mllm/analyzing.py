@@ -100,7 +100,6 @@ class Analyzing(L.Callback):
         self.results = self._run.finish(trainer.loggers, key, step, patches)
         self._run = None
         if self.folder is not None and trainer.is_global_zero:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
             samples = _predicted_samples(trainer, self.split)
             write_shown_samples(data.eval_collator, samples, self.folder)
 

@@ -30,7 +30,13 @@ from lightning_mllm.analysis.patching.source import PatchSource, check_patch_mod
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
-from lightning_mllm.models.hooks import Arguments, hook_before_layers, hook_result, hook_stream
+from lightning_mllm.models.hooks import (
+    Arguments,
+    hook_before_call,
+    hook_before_layers,
+    hook_result,
+    hook_stream,
+)
 from lightning_mllm.models.layers import decoder_layers
 
 logger = logging.getLogger(__name__)
@@ -88,6 +94,7 @@ def patch_states(backbone: Backbone, edits: Sequence[PatchEdit]) -> Iterator[Non
     """Put patches into a forward of prompts, around `model.forward(...)` only."""
     patcher, layers = _PatchedForward(edits), decoder_layers(backbone)
     with ExitStack() as hooks:
+        hooks.enter_context(hook_before_call(backbone.decoder, patcher.begin))
         for number, layer in enumerate(layers):
             acting = [kind for kind in PatchKind if patcher.acting(kind, number)]
             if not acting:
@@ -123,9 +130,12 @@ class _PatchedForward:
         """Return the patches that replace such states of a layer."""
         return [edit for edit in self._edits if edit.acts_on(kind, layer)]
 
-    def note(self, layer: int, hidden: Tensor, arguments: Arguments) -> None:
+    def begin(self, arguments: Arguments) -> None:
+        """Find out how many positions are cached, before each decoder pass."""
+        self._first = positions_of_cache(arguments.get("past_key_values"))
+
+    def note(self, _: int, hidden: Tensor, __: Arguments) -> None:
         """Note which rows enter a layer, and refuse a run on other prompts."""
-        self._first = positions_of_cache(arguments.get("past_key_values"), layer)
         self._batch, self._rows = hidden.shape[:2]
         for edit in self._edits:
             size, length = edit.positions.shape

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_mllm.analysis import Analysis, AttentionPointing, AttentionShares, Bootstrap
+from lightning_mllm.analysis import AttentionPointing, AttentionShares, Bootstrap
 from lightning_mllm.callbacks import RunAnalysis
 from tests.support.feature_callbacks import make_run
 
