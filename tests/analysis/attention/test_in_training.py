@@ -15,12 +15,9 @@ QUICK = Bootstrap(resamples=10)
 
 @pytest.mark.slow
 def test_they_run_before_training_and_at_each_epoch(tiny_llava: str, tmp_path: Path) -> None:
-    analyses: list[Analysis] = [
-        AttentionShares(bootstrap=QUICK),
-        AttentionPointing(bootstrap=QUICK),
-    ]
+    shares, pointing = AttentionShares(bootstrap=QUICK), AttentionPointing(bootstrap=QUICK)
 
-    run = make_run(tiny_llava, tmp_path, [RunAnalysis(analyses)]).fit()
+    run = make_run(tiny_llava, tmp_path, [RunAnalysis([shares, pointing])]).fit()
 
     folder = run.folder / "analysis"
     for name in ("attention", "pointing"):
