@@ -56,7 +56,7 @@ def test_a_share_of_the_tokens_saves_their_ffn(
 
 
 def test_a_skipped_block_saves_all_but_what_the_others_compute(
-    backbone: Backbone, once: DecoderPassCosts
+    backbone: Backbone, once: DecoderPassCosts[Skip]
 ) -> None:
     length, image = once.position_ids.shape[1], int(once.tokens.perceptual.sum())
     kept = length - image // 2
