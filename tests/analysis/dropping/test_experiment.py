@@ -136,5 +136,5 @@ def test_operations_are_those_of_each_layers_own_rows(
     for rows in (full, full, *[kept] * (LAYERS - 2)):
         projections = 2 * rows * WIDTH * WIDTH + 2 * rows * WIDTH * KEYS
         products += projections + 2 * rows * rows * WIDTH + 3 * rows * WIDTH * MLP
-    weights = 2 * full * WIDTH if choice == "attention" and share else 0  # of the last row
-    assert found - 2 * products in (0, weights)
+    weights = 2 * full * WIDTH if choice == "attention" else 0  # of the last row
+    assert found == 2 * products + weights
