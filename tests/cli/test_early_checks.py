@@ -233,6 +233,8 @@ def commands_of_shipped_configs() -> Iterator[tuple[str, str]]:
     others = {"analysis": "analyze", "studies": "study", "runs": "analyze"}
     for name in sorted(shipped_yaml()):
         command = others.get(name.partition("/")[0], "fit")
+        if "\nanalysis:" in (CONFIGS / name).read_text(encoding="utf-8") and command != "study":
+            command = "analyze"
         if command != "study" or name.endswith("/study.yaml"):
             yield name, "tiny" if name.endswith("0_start.yaml") else command
 

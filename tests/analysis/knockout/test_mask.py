@@ -250,7 +250,7 @@ def test_afterwards_the_model_is_as_it_was(backbone: Backbone, prompts: Multimod
     hooks = count_hooks(backbone)  # transformers keeps some of its own from the first forward on
 
     with knockout(backbone, prompts, [TO_LAST], everywhere()):
-        assert count_hooks(backbone) == hooks + LAYERS
+        assert count_hooks(backbone) == hooks + LAYERS + 1  # and the decoder
         assert not torch.equal(last_logits(backbone, prompts), clean)
     assert count_hooks(backbone) == hooks
     assert torch.equal(last_logits(backbone, prompts), clean)

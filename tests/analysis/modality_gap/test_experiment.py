@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_mllm.analysis.alignment.experiment import Alignment
 from lightning_mllm.analysis.core.token_sets import TokenSets
-from lightning_mllm.analysis.modality_gap import token_sums
+from lightning_mllm.analysis.modality_gap import summary, token_sums
 from lightning_mllm.analysis.modality_gap.experiment import MIR
 from lightning_mllm.analysis.modality_gap.frechet import TokenMoments, frechet_distance
 from lightning_mllm.analysis.modality_gap.summary import mir_score
@@ -104,6 +104,7 @@ def test_more_outliers_than_are_kept_are_refused(
     backbone: Backbone, tiny_llava: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_sums, "KEPT", 1)
+    monkeypatch.setattr(summary, "_DEVIATIONS", 0.5)
 
     with pytest.raises(DataError, match=r"tokens are outliers at a layer.*Use fewer samples"):
         run(backbone, tiny_llava).compute()
