@@ -19,6 +19,7 @@ where both variants are the model's own distribution.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -60,6 +61,8 @@ from lightning_mllm.statistics.question_table import (
     pivot_question_table,
 )
 from lightning_mllm.types import Table
+
+logger = logging.getLogger(__name__)
 
 CURVES = dict(zip(WORDS, ("answer", "Answer", "false option", "False option"), strict=True))
 MEASURES = ("probability_percent", "median_rank")
@@ -170,18 +173,7 @@ class AnswerLens(QuestionAnalysis[AnswerLensRow]):
     def measure(
         self, backbone: Backbone, batch: MultimodalBatch, questions: Sequence[PerQuestionAnswer]
     ) -> list[list[AnswerLensRow]]:
-        """Put the lens on all layers.
-
-        Raises:
-            ConfigError: It is not known which words answer the questions.
-        """
-        if not any(batch.answers):
-            raise ConfigError(
-                f"{self.name} reads the word of the answer, which is known where a sample has a "
-                f"kind, but sample {batch.sample_ids[0]!r} has none. Give questions a `kind`, or "
-                "use an analysis that needs none (--analysis InformationFlow "
-                "--analysis.correct_only false)."
-            )
+        """Put the lens on all layers."""
         positions = ReadoutPositions.of(batch)
         vocabulary = len(self.tokenizer) if self.vocabulary == "tokenizer" else None
         finish = partial(finish_logits, backbone.model.config)
@@ -236,6 +228,12 @@ class AnswerLens(QuestionAnalysis[AnswerLensRow]):
             )
 
         probabilities = [per_layer(f"p_{word}") for word in WORDS]
+        if layers and np.isnan(probabilities).all():
+            logger.warning(
+                "%s reads the whole reference only: which word answers is known where a question "
+                "has a `kind`, and none of these has one",
+                self.name,
+            )
         probabilities.append(np.exp(per_layer("reference_logprob")))
         ranks = [per_layer(f"rank_{word}") for word in WORDS]
         values = missing_interval(coords)

@@ -57,13 +57,16 @@ class TestAnswerLens(AnalysisContract):
             "logical/obj": 1,
         }
 
-    def test_questions_whose_answer_words_are_not_known_are_refused(
-        self, backbone: Backbone, tiny_llava: str
+    def test_where_no_answer_word_is_known_it_says_so(
+        self, backbone: Backbone, tiny_llava: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         labelled = [replace(batch, answers=(None,) * len(batch)) for batch in batches(tiny_llava)]
 
-        with pytest.raises(ConfigError, match=r"'test-0' has none.* InformationFlow"):
-            self.run(backbone, tiny_llava, labelled, correct_only=False)
+        result = self.run(backbone, tiny_llava, labelled, correct_only=False).compute()
+
+        assert "reads the whole reference only" in caplog.text
+        whole = result.at(kind="all", word="whole reference", statistic="n")
+        assert (whole[..., 0] == result.n_samples).all()
 
     def test_intervals_are_of_pictures(self, backbone: Backbone, tiny_llava: str) -> None:
         (batch,) = batches(tiny_llava, 6)
