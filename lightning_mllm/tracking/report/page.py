@@ -91,7 +91,7 @@ def write_report(run: Path, output: Path, *, full: bool = False) -> WrittenRepor
     content = page = ""
     for detail in (PackingDetail(),) if full else _DETAILS:
         packed = [_pack(run, each, detail) for each in passes]
-        content = json.dumps({**fixed, "passes": packed}, separators=(",", ":"))
+        content = json.dumps({**fixed, "passes": packed}, separators=(",", ":"), allow_nan=False)
         page = _fill_template(run.resolve().name, content)
         if len(page.encode()) <= LIMIT:
             break

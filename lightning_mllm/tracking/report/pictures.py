@@ -142,6 +142,9 @@ def _list_words(samples: Sequence[SampleMaps]) -> dict[str, dict[str, Any]]:
     for maps in samples:
         for name, words in maps.words.items():
             first = words.scores[..., 0]
+            first = first[np.isfinite(first)]
+            if not first.size:
+                continue
             ends = found.setdefault(name, {"label": words.label, "low": np.inf, "high": -np.inf})
             ends["low"] = min(ends["low"], float(first.min()))
             ends["high"] = max(ends["high"], float(first.max()))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,11 @@ def read_report_curves(run: Path) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, dict[float, float]] = {}
     for row in _read_rows(path) if path.is_file() else ():
         for metric, cell in row.items():
-            if cell and metric not in ("step", "epoch") and (step := row.get("step")):
-                curves.setdefault(metric, {})[float(step)] = float(cell)
+            if not cell or metric in ("step", "epoch") or not (step := row.get("step")):
+                continue
+            value = float(cell)
+            if isfinite(value):  # a run that diverged has a curve up to there
+                curves.setdefault(metric, {})[float(step)] = value
     return {metric: sorted(points.items()) for metric, points in curves.items()}
 
 
