@@ -94,11 +94,11 @@ def _share_patches(table: Table, layers: Sequence[int]) -> tuple[Any, list[Float
     places = np.searchsorted(np.asarray(layers), table["layer"])
     for row, (thing, place) in enumerate(zip(which.tolist(), places.tolist(), strict=True)):
         patches, free = int(table["patches"][row]), int(table["free"][row])
-        said, its = json.loads(table["said"][row]), within[pictures[thing]]
+        said, same = json.loads(table["said"][row]), within[pictures[thing]]
         others = len(own) - objects[pictures[thing]]
         counts[0, thing, place] = sum(said.get(word, 0) for word in own[thing]) / patches
         if others:
-            mean = sum(number * (owners[word] - its[word]) for word, number in said.items())
+            mean = sum(number * (owners[word] - same[word]) for word, number in said.items())
             counts[1, thing, place] = mean / others / patches
         if free:
             elsewhere = json.loads(table["said_free"][row])
