@@ -35,7 +35,10 @@ Lines = list[str]  # the rows of a sample as lines of a CSV file
 _MERGED = "rows.csv"
 _PARTS = "rows-*-*.csv"
 _CHUNK = 10_000  # rows that are parsed at once
+_LONGEST_CELL = 2**31 - 1  # characters; by default the csv module refuses more than 131,072
 _DTYPES: dict[type, Any] = {str: np.str_, int: np.int64, float: np.float64, bool: np.bool_}
+
+csv.field_size_limit(_LONGEST_CELL)
 
 
 class Rows(Generic[RowT]):
@@ -247,4 +250,6 @@ def _read_samples(path: Path) -> Iterator[tuple[str, Lines]]:
 
 
 def _read_id(line: str) -> str:
-    return next(csv.reader([line]))[0]
+    if line.startswith('"'):
+        return next(csv.reader([line]))[0]
+    return line.rstrip("\n").partition(",")[0]  # the rest may be long

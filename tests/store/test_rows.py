@@ -206,6 +206,14 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
         Rows(Row, tmp_path, {"analysis": {"width": 7, "same": 1}, "source": {"step": 3}})
 
 
+def test_a_cell_may_be_longer_than_131072_characters(tmp_path: Path) -> None:
+    rows, text = Rows(Row, tmp_path), '"a", ' * 40_000
+    rows.append({name: [Row(name, text=text)] for name in ("a", 'b,"c"')})
+    assert Rows(Row, tmp_path).done == {"a", 'b,"c"'}
+    assert rows.merge() is not None
+    assert Rows(Row, tmp_path).table()["text"].tolist() == [text, text]
+
+
 def test_a_cell_with_a_line_break_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line break within a cell"):
         Rows(Row, tmp_path).append({"a\nb": [Row("a\nb")]})

@@ -21,7 +21,7 @@ def read_plain_texts(path: Path) -> list[str]:
     reads them, with `caption` or `text`, or is a list of texts.
 
     Raises:
-        DataError: There is no such file, or no text in it.
+        DataError: There is no such file, it is JSON but no list, or no text is in it.
     """
     try:
         content = path.read_text(encoding="utf-8")
@@ -34,6 +34,12 @@ def read_plain_texts(path: Path) -> list[str]:
             f"{path} can't be read as texts ({error}). Name a text file with a text per line, or a "
             "JSON file of conversations."
         ) from error
+    if not isinstance(rows, list):
+        keys = f"an object with {', '.join(map(repr, rows))}" if isinstance(rows, dict) else "not"
+        raise DataError(
+            f"{path} must be a JSON list of rows with conversations, messages, caption or text, "
+            f"but is {keys}. Write its list of rows into a file (COCO captions: annotations)."
+        )
     texts = [text for row in rows for text in _list_texts(row)]
     if not texts:
         raise DataError(

@@ -36,6 +36,15 @@ def test_what_holds_no_text_is_refused(tmp_path: Path, content: str) -> None:
         read_plain_texts(tmp_path / "a.json")
 
 
+def test_json_that_is_no_list_is_refused_by_its_keys(tmp_path: Path) -> None:
+    (tmp_path / "coco.json").write_text('{"info": {}, "annotations": [{"caption": "A fox."}]}')
+    with pytest.raises(DataError, match=r"coco\.json must be a JSON list .* 'info', 'annotations'"):
+        read_plain_texts(tmp_path / "coco.json")
+    (tmp_path / "text.json").write_text('"a text"')
+    with pytest.raises(DataError, match=r"text\.json must be a JSON list"):
+        read_plain_texts(tmp_path / "text.json")
+
+
 def test_each_turn_of_a_sample_is_a_text() -> None:
     turns = [Turn("user", " What? ", images=1), Turn("assistant", "A ring."), Turn("user", " ")]
     assert list_sample_texts([Sample(id="a", conversation=turns)]) == ["What?", "A ring."]

@@ -111,8 +111,10 @@ class Bank:
         """
         asked = torch.nn.functional.normalize(states.float(), dim=-1)
         rows = piece or max(1, _PIECE // asked.shape[1])
-        best = asked.new_zeros((len(asked), 0), dtype=torch.float64)
-        where = best.long()  # place of the layer * states + row
+        parts = asked.split(max(1, _PIECE // rows))  # no more products at once than numbers
+        none = asked.new_zeros((len(asked), 0), dtype=torch.float64).split(len(parts[0]))
+        # per part the best cosines, and where: place of the layer * states + row
+        found = [(each, each.long()) for each in none]
         for place, layer in enumerate(self.layers):
             with safe_open(self._file(layer), framework="pt") as file:
                 stored = file.get_slice(STATES)
@@ -122,12 +124,11 @@ class Bank:
                         torch.arange(len(some), device=asked.device) + place * len(self) + first
                     )
                     # of equal ones the first: in front of layer 0, a token has one state
-                    ordered = (asked @ some.T).double() - numbers * (_TIE / len(self))
-                    found = ordered.topk(min(top, len(some)), dim=-1)
-                    best, kept = torch.cat([best, found.values], 1).topk(
-                        min(top, best.shape[1] + found.values.shape[1]), dim=1
-                    )
-                    where = torch.cat([where, numbers[found.indices]], dim=1).gather(1, kept)
+                    ties = numbers * (_TIE / len(self))
+                    for index, part in enumerate(parts):
+                        ordered = (part @ some.T).double() - ties
+                        found[index] = _keep_nearest(found[index], ordered, numbers, top)
+        best, where = (torch.cat(each) for each in zip(*found, strict=True))
         cosines = (best + where * (_TIE / len(self))).float()
         layers = torch.tensor(self.layers, device=where.device)
         return NearestStates(cosines, where % len(self), layers[where // len(self)])
@@ -148,6 +149,17 @@ class Bank:
             raise DataError(
                 f"{self._file(layer)} holds {shape} numbers, not {expected}. Build the bank again."
             )
+
+
+def _keep_nearest(
+    found: tuple[Tensor, Tensor], cosines: Tensor, numbers: Tensor, top: int
+) -> tuple[Tensor, Tensor]:
+    """Return the nearest of those found so far, (n, k) cosines and numbers, and of a piece."""
+    best, where = found
+    new = cosines.topk(min(top, cosines.shape[1]), dim=-1)
+    every = torch.cat([best, new.values], dim=1)
+    best, kept = every.topk(min(top, every.shape[1]), dim=1)
+    return best, torch.cat([where, numbers[new.indices]], dim=1).gather(1, kept)
 
 
 def name_of_layer_file(layer: int) -> str:

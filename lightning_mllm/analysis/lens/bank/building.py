@@ -39,7 +39,7 @@ from lightning_mllm.store.files import (
     write_json,
     write_tensor_file,
 )
-from lightning_mllm.store.manifest import MANIFEST
+from lightning_mllm.store.manifest import MANIFEST, manifest_digest
 from lightning_mllm.types import IGNORE_INDEX, Segment
 
 _TOKENS = 4096  # of a batch
@@ -83,6 +83,14 @@ class BankTexts:
     def __len__(self) -> int:
         """Return the number of texts that are run."""
         return len(self._encoded)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the states and their words, besides the LLM."""
+        return manifest_digest(
+            f"{each.word!r} {self._encoded[each.text][: each.position + 1]}\n"
+            for each in self.contexts
+        )
 
     def batches(self) -> Iterator[MultimodalBatch]:
         """Yield batches of texts of similar length; their ids are the texts' numbers."""
@@ -195,6 +203,7 @@ def build_bank(
             "states": count,
             "tokens": len({each.token_id for each in chosen.contexts}),
             "texts": len(texts),
+            "contexts_digest": chosen.digest,
             "contexts": options.contexts,
             "max_length": options.max_length,
             "seed": options.seed,

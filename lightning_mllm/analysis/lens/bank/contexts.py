@@ -155,12 +155,16 @@ def grow_to_word(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _is_of_word(text: str, place: int) -> bool:
     """Return whether a character is in a word that has blanks around it."""
+    return is_in_word(text, place) and unicodedata.east_asian_width(text[place]) not in _WIDE
+
+
+def is_in_word(text: str, place: int) -> bool:
+    """Return whether a character is a letter or digit, or a hyphen or apostrophe between two."""
     letter = text[place]
     if letter in _JOINS:
         sides = text[max(0, place - 1) : place], text[place + 1 : place + 2]
         return all(side.isalnum() for side in sides)
-    is_letter = unicodedata.category(letter)[0] in "LMN"
-    return is_letter and unicodedata.east_asian_width(letter) not in _WIDE
+    return unicodedata.category(letter)[0] in "LMN"
 
 
 def _rank_prefixes(ids: Sequence[int], seed: int) -> Iterator[tuple[int, int]]:

@@ -117,8 +117,13 @@ class PatchWords(Analysis):
         self._own = OwnWords.of(known, self.fields)
 
     def check_model(self, backbone: Backbone) -> None:
-        """Refuse layers that the model does not have, and a bank of another model."""
-        choose_patch_layers(backbone, self.layers)
+        """Refuse layers that are not there or not read, and a bank of another model."""
+        layers = choose_patch_layers(backbone, self.layers)
+        if self.draw and self.draw_layer is not None and self.draw_layer not in layers:
+            raise ConfigError(
+                f"PatchWords.draw_layer is {self.draw_layer}, but read are layers "
+                f"{', '.join(map(str, layers))}. Name one of these, or add it to `layers`."
+            )
         if self.bank is not None:
             self.bank.check_model(backbone)
 

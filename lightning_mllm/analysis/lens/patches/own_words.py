@@ -1,6 +1,7 @@
 """The words of what a sample shows: texts of its fields, or the name of its class.
 
-Words are compared without capitals and surrounding blanks. The logit lens reads tokens, so a word
+Punctuation is no word, nor are function words (of, the) beside others. Words are compared without
+capitals and surrounding blanks. The logit lens reads tokens, so a word
 that is no token counts as said there where its first token is; a bank has whole words.
 """
 
@@ -12,11 +13,15 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_mllm.analysis.lens.bank.contexts import is_in_word
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.store.manifest import manifest_digest
 from lightning_mllm.types import Sample
 
 LABEL = "label"  # the attribute that a class name is, where a sample has a label
+_FUNCTION_WORDS = frozenset(
+    ("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with")
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,16 @@ logger = logging.getLogger(__name__)
 def fold_patch_word(word: str) -> str:
     """Return a word as it is compared with others."""
     return word.strip().casefold()
+
+
+def split_own_words(value: str) -> set[str]:
+    """Return the words of a value, folded: without punctuation and function words.
+
+    A value of nothing else keeps what it has: the letter `a` and the sign `+` are words there.
+    """
+    letters = [each if is_in_word(value, place) else " " for place, each in enumerate(value)]
+    words = {fold_patch_word(word) for word in "".join(letters).split()}
+    return words - _FUNCTION_WORDS or words or {fold_patch_word(each) for each in value.split()}
 
 
 @dataclass
@@ -79,9 +94,10 @@ class OwnWords:
 
     @property
     def digest(self) -> str:
-        """A hash of which sample shows what."""
+        """A hash of which sample shows what, and in which words."""
         return manifest_digest(
-            f"{each!r} {dict(self.of_sample[each])!r}" for each in self.of_sample
+            f"{each!r} {dict(shown)!r} {sorted(self.words_of(each))!r}"
+            for each, shown in self.of_sample.items()
         )
 
     def label_of(self, sample_id: str) -> str:
@@ -92,7 +108,7 @@ class OwnWords:
         """Return a sample's words, folded, each of a value alone."""
         words: set[str] = set()
         for value in self.of_sample[sample_id].values():
-            words |= {fold_patch_word(word) for word in value.replace("_", " ").split()}
+            words |= split_own_words(value)
         return words
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lightning_mllm.analysis.core.headline import Headline, format_count, format
 from lightning_mllm.analysis.core.result import AnalysisResult, PatchPicture, ResultPlot
 from lightning_mllm.analysis.lens.patches.rows import ANY
 from lightning_mllm.statistics.interval import STATISTICS, VALUE, missing_interval
-from lightning_mllm.statistics.missing import Floats, divide_unless_missing
+from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
     bootstrap_estimate,
@@ -54,9 +55,10 @@ def summarise_patch_words(
     values = missing_interval(coords)
     for index, (lens, measure) in enumerate(found):
         rows = np.flatnonzero(scored & (table["lens"] == lens) & (table["measure"] == measure))
-        own = _SaidByObjects.of({column: cells[rows] for column, cells in table.items()}, layers)
-        draws = bootstrap.draw(own.pictures)
-        for place, share in enumerate(own.shares()):
+        some = {column: cells[rows] for column, cells in table.items()}
+        pictures, shares = _share_patches(some, layers)
+        draws = bootstrap.draw(pictures)
+        for place, share in enumerate(shares):
             values[index, place] = bootstrap_estimate(bootstrap_mean(share), share, draws)
     ids = np.unique(table["sample_id"])
     count = len(np.unique(table["sample_id"][read]))
@@ -73,57 +75,35 @@ def summarise_patch_words(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _SaidByObjects:
-    """What the patches of objects say, for one lens and measure; W words can be said.
+def _share_patches(table: Table, layers: Sequence[int]) -> tuple[Any, list[Floats]]:
+    """Return pictures, (objects,), and shares, (objects, layers) each in the order of `SHARES`.
 
-    Attributes:
-        pictures: (objects,), which picture each is in.
-        own: (objects, W), 1 for its own words.
-        said: (layers, objects, W), share of its patches that say each; NaN where it has none.
-        free: (layers, objects, W), share of the picture's free patches; NaN where there are none.
+    Args:
+        table: The rows of one lens and measure.
+        layers: Numbers of the layers.
     """
-
-    pictures: Any
-    own: Floats
-    said: Floats
-    free: Floats
-
-    @classmethod
-    def of(cls, table: Table, layers: Sequence[int]) -> _SaidByObjects:
-        """Read it from rows."""
-        ids, first, which = np.unique(table["sample_id"], return_index=True, return_inverse=True)
-        own = [set(json.loads(cell)) for cell in table["own"][first]]
-        words = {word: place for place, word in enumerate(sorted(set().union(*own)))}
-        size = (len(layers), len(ids), len(words))
-        counted = {"said": np.zeros(size), "said_free": np.zeros(size)}
-        totals = {"patches": np.zeros(size[:2]), "free": np.zeros(size[:2])}
-        places = np.searchsorted(np.asarray(layers), table["layer"])
-        for row, (place, thing) in enumerate(zip(places, which, strict=True)):
-            for column, counts in counted.items():
-                for word, number in json.loads(table[column][row]).items():
-                    if word in words:
-                        counts[place, thing, words[word]] = number
-            for column, total in totals.items():
-                total[place, thing] = table[column][row]
-        mine = np.zeros(size[1:])
-        for thing, its in enumerate(own):
-            mine[thing, [words[word] for word in its]] = 1
-        said = divide_unless_missing(counted["said"], totals["patches"][..., None])
-        free = divide_unless_missing(counted["said_free"], totals["free"][..., None])
-        return cls(table["picture"][first], mine, said, free)
-
-    def shares(self) -> tuple[Floats, ...]:
-        """Return the shares of each object, (objects, layers) each, in the order of `SHARES`."""
-        _, which = np.unique(self.pictures, return_inverse=True)
-        of_picture = np.zeros((which.max() + 1, self.own.shape[1]))
-        np.add.at(of_picture, which, self.own)
-        others = len(which) - np.bincount(which)[which]  # objects of other pictures
-        elsewhere = self.own.sum(0) - of_picture[which]
-        by_chance = divide_unless_missing(elsewhere, others[:, None].astype(np.float64))
-        own = (self.said * self.own).sum(-1).T
-        chance = (self.said * by_chance).sum(-1).T
-        return own, chance, own - chance, (self.free * self.own).sum(-1).T
+    _, first, which = np.unique(table["sample_id"], return_index=True, return_inverse=True)
+    own = [set(json.loads(cell)) for cell in table["own"][first]]
+    pictures = table["picture"][first].tolist()
+    owners = Counter(chain.from_iterable(own))  # word -> objects whose own it is
+    within: dict[str, Counter[str]] = defaultdict(Counter)  # picture -> the same in it
+    for picture, its in zip(pictures, own, strict=True):
+        within[picture].update(its)
+    objects = Counter(pictures)
+    counts = np.full((3, len(own), len(layers)), np.nan)  # own, chance, free
+    places = np.searchsorted(np.asarray(layers), table["layer"])
+    for row, (thing, place) in enumerate(zip(which.tolist(), places.tolist(), strict=True)):
+        patches, free = int(table["patches"][row]), int(table["free"][row])
+        said, same = json.loads(table["said"][row]), within[pictures[thing]]
+        others = len(own) - objects[pictures[thing]]
+        counts[0, thing, place] = sum(said.get(word, 0) for word in own[thing]) / patches
+        if others:
+            mean = sum(number * (owners[word] - same[word]) for word, number in said.items())
+            counts[1, thing, place] = mean / others / patches
+        if free:
+            elsewhere = json.loads(table["said_free"][row])
+            counts[2, thing, place] = sum(elsewhere.get(word, 0) for word in own[thing]) / free
+    return table["picture"][first], [counts[0], counts[1], counts[0] - counts[1], counts[2]]
 
 
 def list_top_words(table: Table) -> Iterator[tuple[Any, ...]]:
@@ -192,15 +172,12 @@ def _count_scored(table: Table, scored: Any) -> dict[str, int]:
 
 
 def _make_plot() -> ResultPlot:
-    shown = {OWN: "own words", CHANCE: "chance: words of another picture", FREE: FREE}
     return ResultPlot(
         name="patch_words",
         style="lines",
         x="layer",
         y="share",
-        shown=dict(
-            zip(shown, ("own words", "chance: words of another picture", FREE), strict=True)
-        ),
+        shown={OWN: "own words", CHANCE: "chance: words of another picture", FREE: FREE},
         fixed={},
         xlabel="Layers before the lens (0: what enters the LLM)",
         label="Share of patches",
@@ -221,7 +198,8 @@ def _make_headline(values: Floats, measures: Sequence[str], layers: Sequence[int
         rows.append((measure, str(layers[best]), format_estimate(own[0, best], 2), *cells, count))
     caption = (
         "Share of patches that say their own words, at the layer where most do; by chance, that "
-        "is the words of other pictures; and of patches that show no object."
+        "is the words of other pictures; and of patches that show no object. The layer is chosen "
+        "by the same data, which the interval ignores."
     )
     columns = ("measure", "layer", "own words", "chance", "no object", "N")
     return Headline(caption, columns, tuple(rows))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lightning_mllm.analysis import Bank, BankOptions, build_bank
+from lightning_mllm.analysis.lens.bank import bank as bank_module
 from lightning_mllm.analysis.lens.bank import building
 from lightning_mllm.analysis.lens.bank.contexts import draw_bank_contexts
 from lightning_mllm.errors import ConfigError, DataError
@@ -50,14 +51,18 @@ def test_each_state_is_that_of_its_text_alone(
     states, model = stored(bank), backbone.model
     options: dict[str, Any] = {"per_token": 20, "seed": 0, "max_length": 128}
     contexts = draw_bank_contexts(TEXTS, tokenizer(tiny_llava), **options)
-    assert len(contexts) == len(bank) and bank.layers == (0, 1, 2, 3, 4)[: len(bank.layers)]
+    depth = len(decoder_layers(backbone))
+    assert len(contexts) == len(bank) and bank.layers == tuple(range(depth + 1))
     for place in (0, len(contexts) // 2, len(contexts) - 1):
         context = contexts[place]
         ids = tokenizer(tiny_llava)(TEXTS[context.text], return_tensors="pt")
         hidden = model(**ids, output_hidden_states=True).hidden_states
-        for layer in bank.layers[:-1]:  # the last of these is normed
+        for layer in bank.layers:
+            own = states[layer][place].float()
+            if layer == depth:  # which the model norms
+                own = normalize(backbone.final_norm(own), dim=-1)
             expected = normalize(hidden[layer][0, context.position].float(), dim=-1)
-            torch.testing.assert_close(states[layer][place].float(), expected, atol=1e-3, rtol=0)
+            torch.testing.assert_close(own, expected, atol=1e-3, rtol=0)
 
 
 def test_a_state_of_the_bank_is_nearest_to_itself_whatever_its_length(bank: Bank) -> None:
@@ -69,7 +74,7 @@ def test_a_state_of_the_bank_is_nearest_to_itself_whatever_its_length(bank: Bank
         assert layer == 0 or set(nearest.layers.flatten().tolist()) == {layer}
 
 
-def test_pieces_find_what_the_whole_finds(bank: Bank) -> None:
+def test_pieces_find_what_the_whole_finds(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = torch.randn(9, bank.making["width"], generator=torch.Generator().manual_seed(0))
     every = torch.cat([own.float() for own in stored(bank).values()])
     by_hand = (normalize(asked, dim=-1) @ every.T).topk(4).values
@@ -78,6 +83,20 @@ def test_pieces_find_what_the_whole_finds(bank: Bank) -> None:
         torch.testing.assert_close(found.cosines, by_hand, atol=1e-6, rtol=0)
         assert torch.equal(found.indices, bank.search(asked, 4).indices)
         assert torch.equal(found.layers, bank.search(asked, 4).layers)
+    monkeypatch.setattr(bank_module, "_PIECE", 20)  # two states asked for, ten of the bank
+    found = bank.search(asked, 4, 10)
+    torch.testing.assert_close(found.cosines, by_hand, atol=1e-6, rtol=0)
+    states = every[found.layers * len(bank) + found.indices]  # (asked, top, width)
+    its = (states @ normalize(asked, dim=-1)[..., None])[..., 0]
+    torch.testing.assert_close(its, by_hand, atol=1e-6, rtol=0)
+
+
+def test_banks_of_other_texts_are_told_apart(
+    backbone: Backbone, bank: Bank, tiny_llava: str, tmp_path: Path
+) -> None:
+    for name, texts in (("same", TEXTS), ("other", [text.replace("red", "big") for text in TEXTS])):
+        build_bank(backbone, tokenizer(tiny_llava), texts, tmp_path / name)
+        assert (Bank(tmp_path / name).making == bank.making) == (name == "same")
 
 
 def test_another_projection_is_accepted_and_another_llm_refused(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from lightning_mllm.analysis import Bootstrap
-from lightning_mllm.analysis.lens.patches.own_words import FirstTokens, find_attribute_tokens
+from lightning_mllm.analysis.lens.patches.own_words import (
+    FirstTokens,
+    find_attribute_tokens,
+    split_own_words,
+)
 from lightning_mllm.analysis.lens.patches.rows import PatchWordsRow
 from lightning_mllm.analysis.lens.patches.summary import list_top_words, summarise_patch_words
 from lightning_mllm.store.rows import Rows
@@ -64,6 +69,23 @@ def test_who_says_the_words_of_any_picture_alike_is_at_chance() -> None:
 def test_top_words_are_shares_of_all_patches_of_a_class() -> None:
     (first, *_) = list_top_words(make_rows().table())
     assert first == ("logit lens", 3, "", 1, "red", 9 / 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("Red", "red"),
+        ("crane (bird)", "crane bird"),
+        ("tench, Tinca tinca", "tench tinca"),
+        ("bird of paradise", "bird paradise"),
+        ("black-footed_ferret", "black-footed ferret"),
+        ("Shih-Tzu's \u732b\u54aa 7", "shih-tzu's \u732b\u54aa 7"),
+        ("A", "a"),
+        ("+", "+"),
+    ],
+)
+def test_own_words_are_neither_punctuation_nor_function_words(value: str, words: str) -> None:
+    assert split_own_words(value) == set(words.split())
 
 
 def test_values_that_begin_alike_are_left_out(tiny_llava: str) -> None:

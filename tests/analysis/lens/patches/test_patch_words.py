@@ -192,6 +192,9 @@ def test_what_can_t_be_read_is_refused(backbone: Backbone, tiny_llava: str) -> N
         PatchWords(fields=["size"]).check(SAMPLES)
     with pytest.raises(ConfigError, match="the model has states 0 to"):
         PatchWords(layers=[99]).check_model(backbone)
+    with pytest.raises(ConfigError, match="draw_layer is 1, but read are layers 0, 2"):
+        PatchWords(layers=[0, 2], draw_layer=1).check_model(backbone)
+    PatchWords(layers=[0, 2], draw_layer=2).check_model(backbone)
     with pytest.raises(ConfigError, match="There is no bank"):
         PatchWords(bank="nowhere")
     analysis = PatchWords()
