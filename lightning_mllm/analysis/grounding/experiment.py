@@ -162,6 +162,7 @@ class Grounding(Analysis):
             ConfigError: There are too few pictures to compare with.
         """
         if not self._waiting:
+            self._forget()
             return
         self._check_pictures(len(self._pictures))
         circle = draw_others(self._pictures, self.others, self.seed)
