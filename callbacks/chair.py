@@ -96,6 +96,11 @@ class ChairReport(L.Callback):
         samples = watched_samples(trainer, "test")
         self._present = {sample.id: self._objects_in(sample) for sample in samples}
         self._pictures = {sample.id: sample.picture or sample.id for sample in samples}
+        if self._references is not None and len({*self._pictures.values()}) < 2:
+            raise DataError(
+                "CIDEr-D weighs words by how few pictures they are said of, and all samples are of "
+                "one picture. Test with two pictures or more, or leave `references` out."
+            )
         self._rows = []
         self._metric.to(pl_module.device).reset()
 

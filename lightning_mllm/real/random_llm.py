@@ -25,7 +25,7 @@ def make_random_llm(llm: str, output: Path, seed: int) -> Path:
     Args:
         llm: Hub id or folder of a causal language model.
         output: Folder to create.
-        seed: Seed of the weights; the global random state does not change.
+        seed: Seed of the weights; the CPU's random state does not change.
 
     Returns:
         `output`.

@@ -50,6 +50,7 @@ def test_the_recipe_trains_and_examines_all_and_then_has_nothing_to_do(
     monkeypatch.setattr(real, "_SHAPE", ())
     monkeypatch.setattr(real, "_SEEDS", (1,))
     monkeypatch.setattr(real, "_STEPS", (2,))
+    monkeypatch.setattr(real, "_LATER_STEPS", ())
     calls: list[str] = []
 
     def lightning(arguments: Any) -> None:

@@ -67,7 +67,8 @@ class _Showing(NamedTuple):
 class Grounding(Analysis):
     """Scores each sample's answer with its own picture, and with others'.
 
-    Samples without an image, or with several, are left out; they keep a row that says so.
+    Samples without an image, with several, or without an answer are left out; they keep a row that
+    says so.
     The others are the next ones in a circle of all pictures that is drawn by seed. Where several
     processes share the data, each draws a circle of the pictures that it has.
 
@@ -135,12 +136,12 @@ class Grounding(Analysis):
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
         """Look at the pictures of a batch, and keep its text until all pictures are known."""
         self._backbone, self._size = backbone, max(self._size, len(batch))
-        texts = replace(batch, images=()).to("cpu")
+        texts, tokens = replace(batch, images=()).to("cpu"), count_answer_tokens(batch)
         new: dict[str, int] = {}  # picture -> row
         left_out: dict[str, list[GroundingRow]] = {}
         for row, (name, kind) in enumerate(zip(batch.sample_ids, batch.kinds, strict=True)):
             picture = batch.pictures[row]
-            if batch.image_counts[row] == 1:
+            if batch.image_counts[row] == 1 and tokens[row]:
                 if picture not in self._pictures:
                     new.setdefault(picture, row)
                 if name not in self.rows.done:
@@ -162,6 +163,7 @@ class Grounding(Analysis):
             ConfigError: There are too few pictures to compare with.
         """
         if not self._waiting:
+            self._forget()
             return
         self._check_pictures(len(self._pictures))
         circle = draw_others(self._pictures, self.others, self.seed)

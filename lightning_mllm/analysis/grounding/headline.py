@@ -29,7 +29,7 @@ def make_grounding_headline(
     caption = (
         "How much likelier the answer is with its own picture than with these, how often it is "
         f"(by chance 50 %), and how often the own one is the likeliest of {among} (by chance "
-        f"{100 / among:g} %)."
+        f"{100 / among:g} %). Where pictures share an answer, the best is below 100 %."
     )
     return Headline(
         caption,

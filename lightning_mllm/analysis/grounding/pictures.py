@@ -61,14 +61,22 @@ class PictureEncoder:
         return [_map_encoded(each, lambda tensor: tensor.cpu()) for each in encoded]
 
     def encode_blind(self, backbone: Backbone, image: Image) -> EncodedImage:
-        """Return what the LLM gets for a picture of this size that shows nothing, on the CPU."""
+        """Return what the LLM gets for a picture of this size that shows nothing, on the CPU.
+
+        The tower runs once more for each size of pictures, and what it gives is kept.
+        """
         shapes = [(name, tuple(tensor.shape)) for name, tensor in image.items()]
-        rest = [tensor.tolist() for name, tensor in image.items() if name != _PIXELS]
-        key = (*shapes, str(rest))
+        rest = [_bytes_of(tensor) for name, tensor in image.items() if name != _PIXELS]
+        key = (*shapes, *rest)
         if key not in self._blind:
             empty = {**image, _PIXELS: torch.full_like(image[_PIXELS], _BLANK)}
             (self._blind[key],) = self.encode(backbone, [empty])
         return self._blind[key]
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    """Return the values of a tensor of any dtype."""
+    return tensor.cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def move_encoded(encoded: EncodedImage, device: torch.device) -> EncodedImage:

@@ -16,7 +16,7 @@ class GroundingRow:
         sample_id: Id of the sample.
         kind: Kind of the sample; empty without one.
         picture: Name of the sample's own picture.
-        measured: Whether the sample has one picture; others are left out.
+        measured: Whether the sample has one picture and an answer; others are left out.
         condition: `own`, `blind`, `shuffled`, or the number of the other picture, from 1 on.
         shown: Name of the picture that is shown.
         log_likelihood: Log-probability of all answer tokens, in nats.

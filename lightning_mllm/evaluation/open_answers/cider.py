@@ -81,41 +81,56 @@ def score_captions(
         references: Sample id -> the captions of people.
         pictures: What each caption is about, in the order of the captions.
 
+    The control is over pictures: a caption is held against what people said of another picture,
+    also where a picture has several captions.
+
     Raises:
-        DataError: There are fewer than two captions.
+        DataError: There are fewer than two pictures.
     """
-    names = list(captions)
-    circle = sorted(names, key=lambda name: seed_rank_of(name, 0))
+    circle = sorted({*pictures}, key=lambda name: seed_rank_of(name, 0))
     following = dict(zip(circle, circle[1:] + circle[:1], strict=True))
-    texts = list(captions.values())
-    own = cider_d(texts, [references[name] for name in names])
-    shuffled = cider_d(texts, [references[following[name]] for name in names])
+    said: dict[str, Sequence[str]] = {}
+    for name, picture in zip(captions, pictures, strict=True):
+        said.setdefault(picture, references[name])
+    texts, others = list(captions.values()), [following[picture] for picture in pictures]
+    own = cider_d(texts, [references[name] for name in captions], pictures)
+    shuffled = cider_d(texts, [said[other] for other in others], others)
     return CiderResult(own, shuffled, np.array(pictures))
 
 
-def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+def cider_d(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    pictures: Sequence[str] | None = None,
+) -> Floats:
     """Return the score of each caption, (captions,), from 0 to 10.
 
     Args:
-        captions: A caption per picture.
+        captions: Captions.
         references: The references of each, one or more.
+        pictures: What each is about, so that the words said of a picture count once; without, each
+            is about a picture of its own.
 
     Raises:
-        DataError: There are fewer than two captions, so that nothing tells which words are rare.
+        DataError: There are fewer than two pictures, so that nothing tells which words are rare.
     """
-    if len(captions) < 2:
+    names = range(len(captions)) if pictures is None else pictures
+    if len({*names}) < 2:
         raise DataError(
             f"CIDEr-D weighs words by how few pictures they are said of, and there are "
-            f"{len(captions)} captions. Score the captions of two pictures or more."
+            f"{len({*names})} pictures. Score the captions of two or more."
         )
     counted = [[_count_grams(text) for text in texts] for texts in references]
+    said: dict[str | int, set[tuple[str, ...]]] = {}
+    for name, grams in zip(names, counted, strict=True):
+        said.setdefault(name, set()).update(*grams)
     said_of = Counter[tuple[str, ...]]()
-    for grams in counted:
-        said_of.update(set().union(*grams))
-    pictures = math.log(len(counted))
+    for of_picture in said.values():
+        said_of.update(of_picture)
+    log_pictures = math.log(len(said))
 
     def weigh(grams: _Grams) -> _Weighted:
-        return _Weighted.of(grams, said_of, pictures)
+        return _Weighted.of(grams, said_of, log_pictures)
 
     scores = np.zeros(len(captions))
     for number, (caption, grams) in enumerate(zip(captions, counted, strict=True)):

@@ -25,7 +25,7 @@ from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import decoder_layers
 from lightning_mllm.models.loss import answer_loss
-from lightning_mllm.types import Sample
+from lightning_mllm.types import IGNORE_INDEX, Sample
 from tests.conftest import FamilyBuilder
 from tests.families.checkpoints import Shapes
 from tests.support.decoders import count_hooks
@@ -169,6 +169,19 @@ def test_numbers_are_means_and_shares_of_the_rows(tiny_llava: str) -> None:
         *("another's", "blank", "own, shuffled"),
         *("another's, choose/attr", "another's, logical/obj"),
     ]
+
+
+def test_a_sample_without_an_answer_is_left_out_and_is_no_tie(tiny_llava: str) -> None:
+    (batch,) = batches(tiny_llava, 6)
+    labels = batch.labels.clone()
+    labels[0] = IGNORE_INDEX
+
+    analysis = run(load(tiny_llava), tiny_llava, [replace(batch, labels=labels)])
+    analysis.settle()
+    table = analysis.rows.table()
+
+    assert int(table["measured"].sum()) == 5 * 6
+    assert table["measured"][table["sample_id"] == batch.sample_ids[0]].tolist() == [False]
 
 
 def test_a_blank_picture_says_nothing_of_its_pixels(tiny_llava: str) -> None:

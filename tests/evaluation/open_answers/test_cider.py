@@ -65,8 +65,21 @@ def test_shuffled_captions_are_held_against_the_references_of_others() -> None:
     assert low <= summary["cider_d"] <= high
 
 
+def test_several_captions_of_a_picture_are_shuffled_to_another_and_count_it_once() -> None:
+    captions = {"one": "a dog runs", "two": "the dog", "three": "a red ball"}
+    references = {"one": DOG, "two": DOG, "three": BALL}
+
+    result = score_captions(captions, references, ["p", "p", "q"])
+
+    once = score_captions({"one": "a dog runs", "three": "a red ball"}, references, ["p", "q"])
+    assert result.scores[[0, 2]].tolist() == pytest.approx(once.scores.tolist())
+    assert result.shuffled[[0, 2]].tolist() == pytest.approx(once.shuffled.tolist())
+    with pytest.raises(DataError, match="there are 1 pictures"):
+        score_captions({"one": "a dog", "two": "a cat"}, references, ["p", "p"])
+
+
 def test_what_can_not_be_scored_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there are 1 captions\. Score the captions of two"):
+    with pytest.raises(DataError, match=r"there are 1 pictures\. Score the captions of two"):
         cider_d(["a dog"], [DOG])
     file = tmp_path / "references.json"
     with pytest.raises(DataError, match="can't be read"):
