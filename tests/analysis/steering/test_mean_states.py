@@ -203,10 +203,9 @@ def test_a_class_whose_answers_begin_with_several_tokens_has_no_first_token() ->
         ClassMeans.of(found, {}, "here").first_token("red")
 
 
-def test_states_that_are_not_finite_are_refused_not_left_out(
-    backbone: Backbone, tiny_llava: str
-) -> None:
-    list(layers_and_norm(backbone))[0].register_forward_pre_hook(
+def test_states_that_are_not_finite_are_refused_not_left_out(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    next(iter(layers_and_norm(backbone))).register_forward_pre_hook(
         lambda _, inputs: (inputs[0] * torch.inf, *inputs[1:])
     )
 
