@@ -30,7 +30,7 @@ class ClassMeans:
         sums: (segments, class) -> (groups, layers + 1, width) float64: entry l is in front of layer
             l, of each sample the mean over the segments' tokens.
         counts: (segments, class) -> (groups,), how many samples are in the sums.
-        tokens: Class -> token with which its answer begins.
+        tokens: Class -> the tokens with which its answers begin ("red" and "Red" are one class).
         weights: Fingerprint of the model.
         pictures: The pictures of the samples.
         samples: Ids of the samples that were looked at, of any class.
@@ -39,7 +39,7 @@ class ClassMeans:
 
     sums: Mapping[tuple[str, str], Tensor]
     counts: Mapping[tuple[str, str], Tensor]
-    tokens: Mapping[str, int]
+    tokens: Mapping[str, frozenset[int]]
     weights: str
     pictures: frozenset[str]
     samples: frozenset[str]
@@ -87,7 +87,11 @@ class ClassMeans:
             )
         (weights,) = noted[WEIGHTS]
         pictures, samples = frozenset(noted[PICTURE]), frozenset(found.done)
-        return cls(sums, counts, noted[TOKEN], weights, pictures, samples, settings)
+        tokens: dict[str, frozenset[int]] = {}
+        for name, token in noted[TOKEN].items():
+            own = name.partition("/")[2]
+            tokens[own] = tokens.get(own, frozenset()) | {token}
+        return cls(sums, counts, tokens, weights, pictures, samples, settings)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -119,6 +123,21 @@ class ClassMeans:
             f"No states of {wanted!r} were read; there are those of {', '.join(known)}. Choose one "
             f"of these, or read others with MeanStates.{did_you_mean(wanted, known)}"
         )
+
+    def first_token(self, name: str) -> int:
+        """Return the token with which all answers of a class begin.
+
+        Raises:
+            ConfigError: They begin with several.
+        """
+        tokens = sorted(self.tokens[name])
+        if len(tokens) != 1:
+            raise ConfigError(
+                f"Answers of the class {name!r} begin with {len(tokens)} tokens (ids "
+                f"{', '.join(map(str, tokens))}), so the first token does not tell whether it is "
+                "said. Write these answers in one way, or choose another class."
+            )
+        return tokens[0]
 
     def count(self, name: str, read_at: str) -> int:
         """Return how many samples a mean is made of."""

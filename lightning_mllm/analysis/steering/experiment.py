@@ -119,7 +119,7 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
 
         Raises:
             ConfigError: They are of kinds of questions, not of answers, or both classes' answers
-                begin with the same token.
+                begin with the same token, or those of one with several.
         """
         means = ClassMeans.load(self.states)
         if means.settings["by"] != "answer":
@@ -130,7 +130,7 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
         for steer in self.grid.steers:
             for name in (self.source, self.target):
                 means.check_has(name, steer.read_at)
-        if means.tokens[self.source] == means.tokens[self.target]:
+        if means.first_token(self.source) == means.first_token(self.target):
             raise ConfigError(
                 f"The answers {self.source!r} and {self.target!r} begin with the same token, so "
                 "the first token does not tell which is said. Choose other classes."
@@ -209,7 +209,7 @@ class SteeringSweep(QuestionAnalysis[SteeringRow]):
         prompts = batch.to(backbone.model.device).prompts()
         cells = self.grid.cells(len(decoder_layers(backbone)))
         cases = self._make_cases(prompts, cells)
-        ids = torch.tensor([self.means.tokens[self.target], self.means.tokens[self.source]])
+        ids = torch.tensor([self.means.first_token(each) for each in (self.target, self.source)])
         gaps = torch.zeros(len(cases) + 1, len(batch), dtype=torch.float64)  # the last: clean
         says = torch.zeros(2, len(cases) + 1, len(batch), dtype=torch.float64)
         read = read_steered(backbone, prompts, cases)

@@ -38,6 +38,7 @@ from lightning_mllm.analysis.steering.mean_summary import summarise_means
 from lightning_mllm.analysis.steering.steer import find_steer_positions, name_steer_segments
 from lightning_mllm.batches import MultimodalBatch
 from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.evaluation.finite import check_finite
 from lightning_mllm.models.backbone import Backbone, fingerprint_backbone
 
 
@@ -115,7 +116,8 @@ class MeanStates(StreamedAnalysis):
         for row in rows:
             self._note(f"{PICTURE}/{batch.pictures[row]}", 0)
             if self.by == "answer":
-                self._note(f"{TOKEN}/{found.names[row]}", found.first_tokens[row])
+                token = found.first_tokens[row]
+                self._note(f"{TOKEN}/{token}/{found.names[row]}", token)
         self._note(f"{WEIGHTS}/{fingerprint_backbone(backbone.model)}", 0)
         self._names = found.names
         if not rows:
@@ -125,8 +127,11 @@ class MeanStates(StreamedAnalysis):
         masks = torch.stack([find_steer_positions(prompts.spans, at) for at in self.segments], 1)
 
         def keep(_: ObservedState, __: int, states: Tensor) -> None:
-            own = masks.to(states.device, states.dtype)
-            means = (own @ states).double() / own.sum(-1, keepdim=True)
+            own = masks.to(states.device).float()
+            read_states = states.float().where(own.any(1)[..., None], 0)  # padding may be NaN
+            sums = own @ read_states  # in float16 a sum over many tokens overflows
+            check_finite(sums, prompts.sample_ids, "The LLM's states")
+            means = sums.double() / own.sum(-1, keepdim=True)  # NaN without tokens
             for at, mean in zip(self.segments, means.unbind(1), strict=True):
                 read[at].append(mean)
 

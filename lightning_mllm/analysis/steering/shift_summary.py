@@ -11,7 +11,7 @@ import numpy as np
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.steering.headline import make_shift_headline
 from lightning_mllm.analysis.steering.summary import SteeringSummary, make_steering_plots
-from lightning_mllm.statistics.interval import ENDS, HIGH, LOW, STATISTICS
+from lightning_mllm.statistics.interval import HIGH, LOW, STATISTICS, VALUE
 from lightning_mllm.statistics.missing import Floats
 from lightning_mllm.statistics.picture_bootstrap import (
     Bootstrap,
@@ -22,6 +22,7 @@ from lightning_mllm.statistics.picture_bootstrap import (
     bootstrap_share,
     bootstrap_share_difference,
 )
+from lightning_mllm.statistics.shares import share_difference_interval
 from lightning_mllm.types import Table
 
 SHIFT_MEASURES = (
@@ -93,12 +94,17 @@ def _compute_shift_measures(cells: Mapping[str, Floats], draws: BootstrapDraws) 
         return bootstrap_estimate(bootstrap_mean(values), values, draws)
 
     gain = mean(after - before)
-    bounded = (gain[:, LOW] > 0) | (gain[:, HIGH] < 0)  # else no interval of a ratio is
+    bounded = (gain[:, LOW] > 0) | (gain[:, HIGH] < 0)  # else no ratio to it is
+    size = np.where(bounded, gain[:, VALUE], np.nan)
 
     def given_back(with_vector: Floats) -> Floats:
         ratio = bootstrap_ratio_of_means(100 * (with_vector - before), after - before)
         found = bootstrap_estimate(ratio, with_vector, draws)
-        found[:, ENDS] = np.where(bounded[:, None], found[:, ENDS], np.nan)
+        # of equal ratios the bootstrap has no width, the interval of a change of shares has
+        change = np.sort(100 * share_difference_interval(with_vector, before, pictures) / size, 0)
+        found[:, LOW] = np.minimum(found[:, LOW], change[0])
+        found[:, HIGH] = np.maximum(found[:, HIGH], change[1])
+        found[:, [VALUE, LOW, HIGH]] += 0 * size[:, None]  # NaN where the gain may be 0
         return found
 
     measures = [

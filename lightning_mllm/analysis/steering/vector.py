@@ -133,15 +133,19 @@ def check_vector_weights(weights: str, backbone: Backbone, what: str) -> None:
 
 
 def draw_vectors(states: Tensor, count: int, seed: int, key: str = "") -> Tensor:
-    """Return random vectors with the norms of others, (count, ..., width) float32.
+    """Return random vectors with the norms of others, (count, ..., layers, width) float32.
+
+    A vector has one direction in all layers, as vectors between classes nearly have: else those of
+    several layers would cancel each other out, and be a weaker control.
 
     Args:
-        states: (..., width), whose norms they get.
+        states: (..., layers, width), whose norms they get.
         count: How many are drawn.
         seed: Seed of the draw.
         key: Draws with different keys are independent of each other.
     """
-    noise = torch.randn(count, *states.shape, generator=torch_generator("steering", seed, key))
+    shape = (count, *states.shape[:-2], 1, states.shape[-1])
+    noise = torch.randn(shape, generator=torch_generator("steering", seed, key))
     norms = states.float().cpu().norm(dim=-1, keepdim=True)
     drawn: Tensor = noise / noise.norm(dim=-1, keepdim=True) * norms
     return drawn

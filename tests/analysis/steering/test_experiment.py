@@ -67,7 +67,7 @@ def test_each_cell_says_what_the_model_says_with_the_vector(
     table = analysis.rows.table()
 
     means = analysis.means
-    tokens = [means.tokens[name] for name in ("blue", "red")]
+    tokens = [means.first_token(name) for name in ("blue", "red")]
     assert sorted({*table["sample_id"]}) == ["test-0", "test-3"]  # whose answer is red
     depth, (own, *_) = 2, batches(tiny_llava)
     assert len(table["steer"]) == 2 * 2 * depth * 2

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.analysis import ClassMeans, MeanStates, shift_vector
+from lightning_mllm.analysis.core.running_sums import RunningSums
 from lightning_mllm.analysis.steering.vector import vector_width
 from lightning_mllm.batches import MultimodalBatch
-from lightning_mllm.errors import ConfigError, DataError
+from lightning_mllm.errors import ConfigError, DataError, NotFiniteError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import layers_and_norm
 from lightning_mllm.types import Segment
@@ -190,3 +191,23 @@ def test_what_can_not_be_read_is_refused(options: dict[str, Any], message: str) 
 def test_a_folder_without_states_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not the folder of a MeanStates that has ended"):
         ClassMeans.load(tmp_path)
+
+
+def test_a_class_whose_answers_begin_with_several_tokens_has_no_first_token() -> None:
+    kept = {
+        name: torch.tensor([int(name.split("/")[1])]) for name in ("token/5/red", "token/7/red")
+    }
+    found = RunningSums(kept={**kept, "weights/w": torch.tensor([0])})
+
+    with pytest.raises(ConfigError, match=r"'red' begin with 2 tokens \(ids 5, 7\)"):
+        ClassMeans.of(found, {}, "here").first_token("red")
+
+
+def test_states_that_are_not_finite_are_refused_not_left_out(tiny_llava: str) -> None:
+    backbone = Backbone.from_pretrained(tiny_llava)
+    next(iter(layers_and_norm(backbone))).register_forward_pre_hook(
+        lambda _, inputs: (inputs[0] * torch.inf, *inputs[1:])
+    )
+
+    with pytest.raises(NotFiniteError, match="The LLM's states"):
+        read(backbone, tiny_llava, segments=["last"])

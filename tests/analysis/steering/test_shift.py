@@ -105,8 +105,9 @@ def test_what_the_fine_tuned_model_says_gives_all_back_and_the_model_itself_noth
 
     assert found["before_percent"][0] == 40
     assert found["after_percent"][0] == 90
-    assert found["given_back_percent"][:3] == [100, 100, 100]
-    assert found["other_given_back_percent"][:3] == [0, 0, 0]
+    for measure, value in (("given_back_percent", 100), ("other_given_back_percent", 0)):
+        assert found[measure][0] == value
+        assert found[measure][1] < value < found[measure][2]  # 20 questions are never certain
     assert found["change_points"][0] == found["change_minus_random_points"][0] == 50
     half = [*after[:13], *before[13:]]
     some = summarise(before=before, after=after, shifted=half, other=half, random=half)
@@ -119,4 +120,4 @@ def test_where_nothing_was_gained_nothing_is_claimed_of_giving_back() -> None:
 
     found = summarise(before=before, after=after, shifted=after, other=after, random=after)
 
-    assert np.isnan(found["given_back_percent"][1:3]).all()
+    assert np.isnan(found["given_back_percent"][:3]).all()

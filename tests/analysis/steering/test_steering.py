@@ -253,6 +253,8 @@ def test_random_vectors_have_the_norms_and_differ(backbone: Backbone) -> None:
 
     drawn = draw_vectors(vector.states, 3, seed=0)
 
+    cosines = torch.nn.functional.cosine_similarity(drawn[:, :1], drawn, dim=-1)
+    torch.testing.assert_close(cosines, torch.ones_like(cosines))  # one direction in all layers
     norms = vector.states.norm(dim=-1)
     torch.testing.assert_close(drawn.norm(dim=-1), norms.expand(3, -1))
     assert torch.equal(drawn, draw_vectors(vector.states, 3, seed=0))
