@@ -62,6 +62,16 @@ class WorldPairs(MLLMDataModule):
             }
         )
 
+    def setup(self, stage: str) -> None:
+        """Load and check what a stage needs; refuse processes whose shares part pairs."""
+        processes = self.trainer.world_size if self.trainer else 1
+        if self.eval_batch_size % (2 * processes):
+            raise ConfigError(
+                f"eval_batch_size is {self.eval_batch_size}, shared by {processes} processes, "
+                f"which parts the samples of a pair. Use a multiple of {2 * processes}."
+            )
+        super().setup(stage)
+
     def load(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, the kinds in turn: the first batches have all kinds."""
         found: list[tuple[int, QuestionPair]] = []

@@ -39,7 +39,8 @@ def check_prompt_alignment(ours: MultimodalBatch, theirs: MultimodalBatch) -> No
         theirs: As many others.
 
     Raises:
-        DataError: There are such; the message names samples and the first difference.
+        DataError: There are such; the message names samples and the first difference. Or the two
+            batches are padded to different widths.
     """
     if len(ours) != len(theirs):
         raise DataError(
@@ -54,6 +55,13 @@ def check_prompt_alignment(ours: MultimodalBatch, theirs: MultimodalBatch) -> No
                 f"{_WAY_OUT}",
                 "pair",
             )
+    widths = ours.input_ids.shape[1], theirs.input_ids.shape[1]
+    if widths[0] != widths[1]:
+        raise DataError(
+            f"The prompts correspond, but are padded to {widths[0]} and {widths[1]} positions. "
+            "Call prompts() on both batches, after taking the samples.",
+            "pair",
+        )
 
 
 def mask_swapped(ours: MultimodalBatch, theirs: MultimodalBatch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -149,3 +150,26 @@ def find_patch_window(patch: Patch, window: Window | None) -> Window:
         )
     start, stop = min(layers), max(layers) + 1
     return Window(start + (stop - start) // 2, start, stop)
+
+
+def check_contrast_windows(
+    contrasts: Iterable[tuple[str, str]], cases: Iterable[PatchCase]
+) -> None:
+    """Refuse contrasts of patches that have no window in common.
+
+    Args:
+        contrasts: Pairs of names of patches.
+        cases: All that is patched.
+
+    Raises:
+        ConfigError: There is such a contrast.
+    """
+    windows: dict[str, set[Window]] = {}
+    for case in cases:
+        windows.setdefault(str(case.patch), set()).add(case.window)
+    for ours, theirs in contrasts:
+        if not windows[ours] & windows[theirs]:
+            raise ConfigError(
+                f"The contrast of {ours!r} and {theirs!r} compares nothing: no window has both. "
+                "Contrast patches in the same layers."
+            )

@@ -30,7 +30,11 @@ from lightning_mllm.analysis.core.per_question import AnsweredAnalysis, PerQuest
 from lightning_mllm.analysis.core.result import AnalysisResult
 from lightning_mllm.analysis.core.windows import Windows
 from lightning_mllm.analysis.patching.attribution import estimate_patches
-from lightning_mllm.analysis.patching.edits import PatchCase, find_patch_window
+from lightning_mllm.analysis.patching.edits import (
+    PatchCase,
+    check_contrast_windows,
+    find_patch_window,
+)
 from lightning_mllm.analysis.patching.engine.base import PatchEngine
 from lightning_mllm.analysis.patching.engine.suffix import PatchEngineName, choose_patch_engine
 from lightning_mllm.analysis.patching.pairing import PairFinder, SamplePairs
@@ -40,6 +44,7 @@ from lightning_mllm.analysis.patching.rows import (
     WRONG,
     PatchRow,
     find_first_token,
+    make_left_out_row,
     make_patch_rows,
 )
 from lightning_mllm.analysis.patching.source import check_patch_model
@@ -156,16 +161,20 @@ class ActivationPatching(AnsweredAnalysis[PatchRow]):
         self._finder.forget()
 
     def check(self, samples: Iterable[Sample]) -> None:
-        """Refuse samples that make no pairs, or have no kind, by which answers are known."""
+        """Refuse samples that make no pairs, and pairs without the kind that tells the answers."""
         samples = [*samples]
         self._finder.check(samples, self.name)
+        named = {sample.partner for sample in samples}
         for sample in samples:
-            if sample.kind is None:
+            in_pair = sample.partner is not None or sample.id in named
+            if in_pair and sample.kind is None:
                 raise self._kindless(sample.id)
 
     def check_model(self, backbone: Backbone) -> None:
-        """Refuse a model whose states can't be patched."""
+        """Refuse a model whose states can't be patched, and contrasts that compare nothing."""
         check_patch_model(backbone, list(dict.fromkeys(patch.kind for patch in self.patches)))
+        if self.contrasts:
+            check_contrast_windows(self.contrasts, self._make_cases(len(decoder_layers(backbone))))
 
     @torch.no_grad()
     def update(self, backbone: Backbone, batch: MultimodalBatch) -> None:
@@ -226,7 +235,7 @@ class ActivationPatching(AnsweredAnalysis[PatchRow]):
             if self.correct_only and not (clean.correct and corrupted.correct):
                 reason = WRONG
             if reason:
-                found[clean.sample_id] = [_leave_out(clean, corrupted, reason)]
+                found[clean.sample_id] = [make_left_out_row(clean, corrupted, reason)]
             else:
                 kept.append(row)
         if kept:
@@ -282,14 +291,3 @@ class ActivationPatching(AnsweredAnalysis[PatchRow]):
             f"{self.name} reads the logits of the right answers, but sample {sample_id!r} has no "
             "kind, so its answer is not known. Give the samples a kind of question."
         )
-
-
-def _leave_out(clean: PerQuestionAnswer, corrupted: PerQuestionAnswer, reason: str) -> PatchRow:
-    """Return the one row of a pair that does not count."""
-    return PatchRow(
-        **clean.columns,
-        partner=corrupted.sample_id,
-        partner_correct=corrupted.correct,
-        measured=False,
-        left_out=reason,
-    )

@@ -42,7 +42,7 @@ class PairFinder:
 
     def forget(self) -> None:
         """Forget all batches; what is known of all samples stays."""
-        self._waiting: dict[str, MultimodalBatch] = {}  # id -> a batch of this sample
+        self._waiting: dict[str, MultimodalBatch] = {}  # id -> a batch of this sample, on the CPU
         self._wanted: dict[str, str] = {}  # partner -> the waiting sample that names it
         self._finished: set[str] = set()  # partners of samples that need no work
 
@@ -99,6 +99,7 @@ class PairFinder:
         partners = batch.partners or (None,) * len(batch)
         named = {own: other for own, other in zip(batch.sample_ids, partners, strict=True) if other}
         _check_partners(named)
+        device = batch.input_ids.device
         rows = {sample_id: row for row, sample_id in enumerate(batch.sample_ids)}
         together: list[tuple[int, int]] = []
         found: list[SamplePairs] = []
@@ -110,16 +111,17 @@ class PairFinder:
                 together.append((rows[own], rows[other]))
             elif other in self._waiting:
                 clean = batch.take([rows[own]])
-                found.append(SamplePairs(clean, self._waiting.pop(other)))
+                found.append(SamplePairs(clean, self._waiting.pop(other).to(device)))
             else:
                 self._wanted[other] = own
-                self._waiting[own] = batch.take([rows[own]])
-        for own in rows.keys() - named.keys() - set(named.values()):
+                self._waiting[own] = batch.take([rows[own]]).to("cpu")
+        in_pairs = {*named, *named.values()}
+        for own in (each for each in rows if each not in in_pairs):
             if own in self._wanted:
-                clean = self._waiting.pop(self._wanted.pop(own))
+                clean = self._waiting.pop(self._wanted.pop(own)).to(device)
                 found.append(SamplePairs(clean, batch.take([rows[own]])))
             elif own not in self._finished and self._may_be_named(own):
-                self._waiting[own] = batch.take([rows[own]])
+                self._waiting[own] = batch.take([rows[own]]).to("cpu")
         if together:
             first, second = ([*each] for each in zip(*together, strict=True))
             found.insert(0, SamplePairs(batch.take(first), batch.take(second)))

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_mllm.analysis.core.windows import Window
@@ -131,8 +132,23 @@ class _PatchedForward:
         return [edit for edit in self._edits if edit.acts_on(kind, layer)]
 
     def begin(self, arguments: Arguments) -> None:
-        """Find out how many positions are cached, before each decoder pass."""
+        """Find out how many positions are cached, and refuse prompts that are padded otherwise."""
         self._first = positions_of_cache(arguments.get("past_key_values"))
+        mask = arguments.get("attention_mask")
+        if self._first or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return
+        for edit in self._edits:
+            own = edit.source.batch.attention_mask.bool()  # as the batch's, as they correspond
+            size, length = own.shape
+            if len(mask) % size or mask.shape[1] < length:
+                continue  # refused in `note`
+            own = own.repeat_interleave(len(mask) // size, dim=0)
+            if not torch.equal(mask[:, :length].bool(), own.to(mask.device)):
+                raise ConfigError(
+                    f"The patch is for prompts of {length} positions, but those that the model is "
+                    "run on are padded in another way, so that their tokens are in other places. "
+                    "Give it the batch that the model gets, its prompts()."
+                )
 
     def note(self, _: int, hidden: Tensor, __: Arguments) -> None:
         """Note which rows enter a layer, and refuse a run on other prompts."""

@@ -33,6 +33,7 @@ class PatchRow:
         picture: Name of the picture that it is about.
         correct: Whether the model answers it right.
         partner: Id of the corrupted sample.
+        partner_picture: Name of the picture that that is about.
         partner_correct: Whether the model answers that right.
         measured: Whether patches are tried on the pair.
         left_out: Why not; empty where they are.
@@ -57,6 +58,7 @@ class PatchRow:
     picture: str
     correct: bool
     partner: str = ""
+    partner_picture: str = ""
     partner_correct: bool = False
     measured: bool = True
     left_out: str = ""
@@ -79,6 +81,20 @@ def find_first_token(question: PerQuestionAnswer, forms: AnswerForms) -> int:
     """Return the token with which an answer begins: as the model writes it, if it is right."""
     firsts = [tokens[0] for tokens in (forms.true.lower, forms.true.capitalised) if tokens]
     return question.first_token if question.first_token in firsts else firsts[0]
+
+
+def make_left_out_row(
+    clean: PerQuestionAnswer, corrupted: PerQuestionAnswer, reason: str
+) -> PatchRow:
+    """Return the one row of a pair that does not count."""
+    return PatchRow(
+        **clean.columns,
+        partner=corrupted.sample_id,
+        partner_picture=corrupted.columns["picture"],
+        partner_correct=corrupted.correct,
+        measured=False,
+        left_out=reason,
+    )
 
 
 def make_patch_rows(
@@ -120,6 +136,7 @@ def make_patch_rows(
         common = {
             **clean.columns,
             "partner": corrupted.sample_id,
+            "partner_picture": corrupted.columns["picture"],
             "partner_correct": corrupted.correct,
             "overlap": overlap[number],
             "d_clean": float(plain[1, number]),

@@ -50,6 +50,8 @@ def summarise_patching(
 ) -> AnalysisResult:
     """Return the numbers of rows, with their intervals over pictures.
 
+    Pairs that have a picture in common, directly or through others, are drawn together.
+
     Args:
         table: Rows of `PatchRow`.
         name: Name of the result.
@@ -63,6 +65,7 @@ def summarise_patching(
         On the axes kind, patch, layers, direction, measure and statistic. A window is named by its
         layers: "3", or "3-4". The last three measures are there if effects were estimated.
     """
+    table = _join_pictures(table)
     kept, sweep = KeptQuestions.of(table, kind_depth), _PatchSweep.of(table)
     pairs = list(contrasts) if sweep.patches else []
     estimates = bool(np.isfinite(table["estimate"]).any())
@@ -155,6 +158,26 @@ class _PatchSweep:
         axes = {"patch": self.patches, "layers": self.layers, "direction": DIRECTIONS}
         there = table["measured"] & (table["size"] > 0)
         return pivot_question_table({**table, "layers": self.named}, column, axes, pairs, there)
+
+
+def _join_pictures(table: Table) -> Table:
+    """Name the pictures of pairs alike that have one in common, also through other pairs."""
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]  # noqa: PLC0415
+    from scipy.sparse.csgraph import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        connected_components,
+    )
+
+    own = table["picture"]
+    if not len(own):
+        return table
+    other = np.where(table["partner_picture"] == "", own, table["partner_picture"])
+    names, numbers = np.unique(np.concatenate([own, other]), return_inverse=True)
+    ours, theirs = np.split(numbers.reshape(-1), 2)
+    shape = (len(names), len(names))
+    edges = coo_array((np.ones(len(ours), bool), (ours, theirs)), shape=shape)
+    _, parts = connected_components(edges, directed=False)
+    _, first = np.unique(parts, return_index=True)
+    return {**table, "picture": names[first[parts[ours]]]}
 
 
 def _take_patch(cells: PatchCells, rows: NDArray[np.int64], patch: int) -> dict[str, Floats]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_mllm.data.datasets.hf_pictures import TableFacts
+from lightning_mllm.data.datasets.hf_pictures import TableFacts, name_row
 from lightning_mllm.data.datasets.hf_rows import HFRowReader
 from lightning_mllm.data.loading.splits import SPLITS, Split, stratified_split
 from lightning_mllm.errors import DataError
@@ -72,7 +72,7 @@ def draw_rows(
 ) -> dict[Split, NDArray[np.int64]]:
     """Split the rows of a table by seed, each class by the same fractions.
 
-    Rows that have a picture in common, directly or through other rows, stay together.
+    Rows that have a picture in common, or are partners, stay together, also through other rows.
 
     Args:
         reader: What is known of the rows.
@@ -81,7 +81,7 @@ def draw_rows(
         seed: Seed of the choice.
     """
     rows = len(reader.table)
-    groups = link_rows(reader.facts, rows)
+    groups = link_rows(reader.facts, rows, _list_partners(reader))
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     names, codes = _list_labels(reader)
@@ -104,12 +104,30 @@ def _list_labels(reader: HFRowReader) -> tuple[list[str], NDArray[np.int64]]:
     return list(map(str, known)), codes
 
 
-def link_rows(facts: TableFacts, rows: int) -> NDArray[np.int64]:
-    """Return a number per row, which rows that share a picture have in common.
+def _list_partners(reader: HFRowReader) -> NDArray[np.int64]:
+    """Return the rows that name a partner, and the partner's row, (2, pairs)."""
+    column, own = reader.layout.columns.partner, reader.table.id
+    if not column or not own:
+        return np.empty((2, 0), np.int64)
+    known: dict[str, int] = {}
+    for row, value in enumerate(reader.table.read_column(own)):
+        known.setdefault(name_row(value), row)
+    known.pop("", None)  # of rows without an id
+    named = [known.get(name_row(value), -1) for value in reader.table.read_column(column)]
+    partners = np.array(named, np.int64)
+    found = np.flatnonzero(partners >= 0)
+    return np.stack([found, partners[found]])
+
+
+def link_rows(
+    facts: TableFacts, rows: int, pairs: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Return a number per row, which rows that share a picture or are partners have in common.
 
     Args:
         facts: What is known of the table.
         rows: How many rows it has.
+        pairs: Rows and their partners, (2, pairs).
     """
     from scipy.sparse import coo_array  # type: ignore[import-untyped]  # noqa: PLC0415
     from scipy.sparse.csgraph import (  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -120,8 +138,10 @@ def link_rows(facts: TableFacts, rows: int) -> NDArray[np.int64]:
     contents = np.stack([pictures["high"], pictures["low"]], axis=1)
     _, numbers = np.unique(contents, axis=0, return_inverse=True)
     nodes = rows + int(numbers.max(initial=-1)) + 1
-    ends = pictures["row"], rows + numbers.reshape(-1)
-    edges = coo_array((np.ones(len(pictures), np.bool_), ends), shape=(nodes, nodes))
+    ends = np.stack([pictures["row"], rows + numbers.reshape(-1)])
+    if pairs is not None:
+        ends = np.concatenate([ends, pairs], axis=1)
+    edges = coo_array((np.ones(ends.shape[1], np.bool_), (*ends,)), shape=(nodes, nodes))
     _, found = connected_components(edges, directed=False)
     groups: NDArray[np.int64] = found[:rows].astype(np.int64)
     return groups

@@ -71,7 +71,7 @@ class LlavaSamples(StoredSamples):
         return name_llava_sample(sample, number, marks, self._common)
 
     def link(self) -> ItemGroups:
-        """Return the groups of samples that share a picture."""
+        """Return the groups of samples that share a picture or are partners."""
         shown = self.pictures or ShownPictures.of(self)
         self.pictures = None  # needed once
         return shown.link()

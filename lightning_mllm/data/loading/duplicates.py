@@ -31,6 +31,8 @@ class PictureCollector:
         self._count = 0
         self._files, self._owners = TextArrayBuilder(), array("q")
         self._names, self._name_owners = array("q"), array("q")
+        self._ids, self._partners = array("q"), array("q")  # by hashes
+        self._partner_owners = array("q")
 
     def add(self, sample: object) -> None:
         """Take in the next sample; what is not a sample shows nothing."""
@@ -45,6 +47,10 @@ class PictureCollector:
             if sample.picture is not None:
                 self._names.append(hash(sample.picture))
                 self._name_owners.append(self._count)
+            if sample.partner is not None:
+                self._partners.append(hash(sample.partner))
+                self._partner_owners.append(self._count)
+        self._ids.append(hash(sample.id) if isinstance(sample, Sample) else 0)
         self._count += 1
 
     def build(self) -> ShownPictures:
@@ -55,7 +61,19 @@ class PictureCollector:
             np.frombuffer(self._owners, np.int64),
             np.frombuffer(self._names, np.int64),
             np.frombuffer(self._name_owners, np.int64),
+            self._find_pairs(),
         )
+
+    def _find_pairs(self) -> NDArray[np.int64]:
+        """Return the samples that name a partner, with that partner, (2, pairs)."""
+        ids, partners = (np.frombuffer(each, np.int64) for each in (self._ids, self._partners))
+        if not len(partners):
+            return np.empty((2, 0), np.int64)
+        known, first = np.unique(ids, return_index=True)
+        places = np.searchsorted(known, partners).clip(max=len(known) - 1)
+        found = known[places] == partners
+        owners = np.frombuffer(self._partner_owners, np.int64)
+        return np.stack([owners[found], first[places[found]]])
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,7 @@ class ShownPictures:
         owners: The sample of each file, ascending.
         names: The names of their pictures, by hashes.
         name_owners: The sample of each name, ascending.
+        pairs: Samples that name a partner, and that partner, (2, pairs).
     """
 
     count: int
@@ -75,6 +94,7 @@ class ShownPictures:
     owners: NDArray[np.int64]
     names: NDArray[np.int64]
     name_owners: NDArray[np.int64]
+    pairs: NDArray[np.int64]
 
     @classmethod
     def of(cls, samples: Iterable[object]) -> ShownPictures:
@@ -93,10 +113,12 @@ class ShownPictures:
         owners, named = numbers[self.owners], numbers[self.name_owners]
         files = self.files.take(np.flatnonzero(owners >= 0))
         names = self.names[named >= 0]
-        return ShownPictures(len(kept), files, owners[owners >= 0], names, named[named >= 0])
+        pairs = numbers[self.pairs]
+        pairs = pairs[:, (pairs >= 0).all(0)]
+        return ShownPictures(len(kept), files, owners[owners >= 0], names, named[named >= 0], pairs)
 
     def link(self) -> ItemGroups:
-        """Return the groups of samples that share a picture, directly or through others."""
+        """Return the groups of samples that share a picture or name each other, also by others."""
         # scipy takes a while to import, and few datasets need it
         from scipy.sparse import coo_array  # type: ignore[import-untyped]  # noqa: PLC0415
         from scipy.sparse.csgraph import (  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -105,14 +127,15 @@ class ShownPictures:
 
         ((owners, pictures),) = _identify_pictures([self])
         nodes = self.count + int(pictures.max(initial=-1)) + 1
-        edges = (np.ones(len(owners), bool), (owners, self.count + pictures))
+        ends = np.concatenate([[owners, self.count + pictures], self.pairs], axis=1)
+        edges = (np.ones(ends.shape[1], bool), (ends[0], ends[1]))
         _, parts = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)
         _, first, inverse = np.unique(parts[: self.count], return_index=True, return_inverse=True)
         return ItemGroups(first[inverse])
 
 
 def link_duplicate_samples(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the groups of samples that share a picture, directly or through other samples.
+    """Return the groups of samples that share a picture or are partners, also through others.
 
     Each sample is in one group, by its index. A picture is shared if it is the same file, a file
     of equal bytes, or has the same name (`Sample.picture`).

@@ -155,12 +155,18 @@ class GlobalBatchSampler:
         return batches
 
     def _share(self, batch: Sequence[int]) -> list[int]:
-        """Return this process's part of a batch: contiguous, and as even as possible."""
+        """Return this process's part of a batch: contiguous, and as even as possible.
+
+        Where each process has an even part of a whole evaluation batch, it has one of the last
+        batch too, so that two samples that follow each other, as of a pair, stay together.
+        """
         count, world_size = len(batch), self._world_size
         if self._training and 0 < count < world_size:
             return [batch[self._rank % count]]
-        start = count * self._rank // world_size
-        end = count * (self._rank + 1) // world_size
+        together = 2 if not self._training and self._batch_size // world_size % 2 == 0 else 1
+        units = math.ceil(count / together)
+        start = together * (units * self._rank // world_size)
+        end = together * (units * (self._rank + 1) // world_size)
         return list(batch[start:end])
 
 

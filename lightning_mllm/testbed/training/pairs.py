@@ -120,6 +120,8 @@ def _swap_words(question: ExamQuestion, asked: Question) -> QuestionPair | None:
             if other is None or len(other.text.split()) != len(reference.text.split()):
                 continue
             text = question.text.replace(f"the {reference.text}?", f"the {other.text}?")
+            if text == question.text:  # which names its object in another way
+                continue
             swapped = replace(asked, text=text, answer=answer, references=(other,))
             corrupted = replace(
                 question, id=_name(question), text=text, answer=answer, question=swapped

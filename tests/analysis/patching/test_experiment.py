@@ -246,7 +246,7 @@ def test_data_without_pairs_are_refused_before_the_first_batch(caplog: Any) -> N
     refuse([samples[0], replace(samples[1], partner="test-0")], "Let only one sample of a pair")
     refuse([samples[0], samples[1], replace(samples[2], partner="test-1")], "both name 'test-1'")
     refuse([samples[0], replace(samples[1], kind=None)], "'test-1' has no kind")
-    ActivationPatching(**OPTIONS).check([*samples[:2], samples[3]])
+    ActivationPatching(**OPTIONS).check([*samples[:2], replace(samples[3], kind=None)])
     assert "1 of 3 samples are in no pair" in caplog.text
 
 
@@ -278,3 +278,21 @@ def test_patches_and_contrasts_that_can_not_be_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             ActivationPatching(**options)
+
+
+def test_a_contrast_without_a_common_window_is_refused(backbone: Backbone) -> None:
+    heads = ["last @ head[0.0]", "last @ head[1.0]"]
+    analysis = ActivationPatching(patches=heads, contrasts=[(heads[0], heads[1])])
+
+    with pytest.raises(ConfigError, match="compares nothing: no window has both"):
+        analysis.check_model(backbone)
+
+
+def test_pairs_that_share_a_picture_are_drawn_together(backbone: Backbone, tiny_llava: str) -> None:
+    (batch,) = batches(tiny_llava)
+    chained = replace(batch, pictures=("a", "b", "c", "d", "b", "e", "f", "g"))
+
+    result = run(backbone, tiny_llava, [chained]).compute()
+
+    assert result.n_samples == 2
+    assert result.settings["found"]["pictures"]["all"] == 1

@@ -64,3 +64,12 @@ def test_rows_are_linked_by_their_pictures_also_through_others() -> None:
 
     linked = [np.flatnonzero(groups == group).tolist() for group in dict.fromkeys(groups.tolist())]
     assert linked == [[0, 3, 5], [1], [2], [4]]
+
+
+def test_rows_are_linked_with_their_partners() -> None:
+    facts: TableFacts = facts_of([["a"], ["b"], ["c"], ["d"], ["b"]])
+
+    groups = link_rows(facts, 5, np.array([[0, 3], [1, 2]]))
+
+    linked = [np.flatnonzero(groups == group).tolist() for group in dict.fromkeys(groups.tolist())]
+    assert linked == [[0, 1, 4], [2, 3]]

@@ -44,6 +44,16 @@ def test_samples_are_linked_by_files_and_by_the_name_of_their_picture() -> None:
     assert link_duplicate_samples([]) == []
 
 
+def test_samples_are_linked_with_their_partners_and_those_that_share_their_picture() -> None:
+    partners = {"0": "1", "3": "2", "5": "absent"}
+    samples = [
+        Sample(id=name, images=[], picture=picture, partner=partners.get(name))
+        for name, picture in zip("012345", "abcdbe", strict=True)
+    ]
+
+    assert link_duplicate_samples(samples) == [[0, 1, 4], [2, 3], [5]]
+
+
 class TestWarnings:
     @pytest.fixture(autouse=True)
     def _files(self, tmp_path: Path) -> None:

@@ -101,6 +101,20 @@ class TestProcesses:
             range(N)
         )
 
+    @pytest.mark.parametrize("world_size", [1, 2, 4])
+    @pytest.mark.parametrize("count", [18, 22, 30, 46])
+    def test_in_evaluation_samples_that_follow_each_other_as_a_pair_stay_together(
+        self, world_size: int, count: int
+    ) -> None:
+        owners = {}
+        for rank in range(world_size):
+            sizes = [SampleSize(str(k), images=0, characters=1) for k in range(count)]
+            part = GlobalBatchSampler(sizes, 16, training=False, rank=rank, world_size=world_size)
+            owners |= {index: rank for batch in part for _, index in batch}
+
+        assert len(owners) == count
+        assert all(owners[index] == owners[index + 1] for index in range(0, count, 2))
+
     def test_the_batch_size_must_be_shared_evenly(self) -> None:
         with pytest.raises(ConfigError, match="batch_size is 5, shared by 2 processes"):
             sampler(batch_size=5, world_size=2)

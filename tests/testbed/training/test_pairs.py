@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,10 @@ def test_an_unknown_swap_and_batches_that_part_pairs_are_refused() -> None:
         list(make_question_pairs("size", 4))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="eval_batch_size is 3, which parts the samples"):
         WorldPairs(checkpoint="unused", eval_batch_size=3)
+    shared = WorldPairs(checkpoint="unused", eval_batch_size=6)
+    shared.trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"shared by 2 processes, .* multiple of 4"):
+        shared.setup("test")
 
 
 class TestWorldPairs(DataModuleContract):

@@ -17,11 +17,13 @@ from lightning_mllm.analysis.forward.float32_head import next_token_head_logits
 from lightning_mllm.analysis.forward.hidden_keys import HiddenKeys
 from lightning_mllm.analysis.forward.prompts import Prompts, prompt_log_probabilities
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun, UnfitRunError
+from lightning_mllm.analysis.forward.suffix.edited_rows import run_edited_rows
 from lightning_mllm.analysis.forward.suffix.rows import RowVariant, run_rows
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.models.layers import attention_of_layers, decoder_layers, layer_mask_dtype
 
 _REPLAYED_ROWS = 8
+_UNCALLABLE = (TypeError, RuntimeError, IndexError, AttributeError)
 # how far a replay may be off, relative to the largest logit; norms, and the softmax of eager
 # attention, are in float32
 _TOLERANCE = {
@@ -42,19 +44,77 @@ def check_compatibility(backbone: Backbone, prompts: Prompts) -> None:
         raise UnfitRunError(
             "each position of its prompts sees all others, so that all rows can change"
         )
+    clean = _run_clean(backbone, prompts)
+    try:
+        _check_masks(backbone, clean)
+        _replay(backbone, clean)
+    except _UNCALLABLE as error:
+        raise _explain_uncallable(error) from error
+
+
+def check_edited_rows(backbone: Backbone, prompts: Prompts) -> None:
+    """Try on prompts, best two, what `run_edited_rows` gives where nothing is edited.
+
+    Raises:
+        UnfitRunError: It is not what the model gives; the message says how far it is off.
+    """
+    clean, layers = _run_clean(backbone, prompts), decoder_layers(backbone)
+    length, half = clean.real.shape[1], len(layers) // 2
+    try:
+        for start in (0, max(0, length - _REPLAYED_ROWS)):
+            hidden = run_edited_rows(
+                layers,
+                clean,
+                before=clean,
+                start=start,
+                firsts=[0, half],
+                edit=lambda _, states: states,
+            )
+            check_replay(backbone, clean, hidden.transpose(0, 1), start)
+    except _UNCALLABLE as error:
+        raise _explain_uncallable(error) from error
+
+
+def check_replay(backbone: Backbone, clean: CleanRun, hidden: Tensor, start: int) -> None:
+    """Refuse what rows give, if it is further from the clean run than rounding explains.
+
+    Args:
+        backbone: The model.
+        clean: The run that was replayed.
+        hidden: (batch, variants, width), what leaves the last layer.
+        start: The first position whose row was computed.
+
+    Raises:
+        UnfitRunError: It is.
+    """
+    expected = prompt_log_probabilities(clean.logits)[:, None]
+    largest = float(clean.logits.abs().max().clamp(min=1))
+    tolerance = _TOLERANCE[layer_mask_dtype(clean.residuals[0])] * largest
+    off = float((_logprobs(backbone, hidden) - expected).abs().max())
+    if not off <= tolerance:
+        raise UnfitRunError(
+            f"with {attention_of_layers(backbone)} attention, a clean run that was replayed "
+            f"from position {start} on has log-probabilities that are off by {off:.2g}, more "
+            f"than {tolerance:.2g}, so its layers see or compute something that is not known"
+        )
+
+
+def _run_clean(backbone: Backbone, prompts: Prompts) -> CleanRun:
+    """Run prompts once, and refuse logits that are not finite."""
     clean = CleanRun.of(backbone, prompts, 0)
     if not clean.logits.isfinite().all():
         raise UnfitRunError(
             f"with {attention_of_layers(backbone)} attention its own logits are not finite, as "
             "happens in float64 beside padding"
         )
-    try:
-        _check_masks(backbone, clean)
-        _replay(backbone, clean)
-    except (TypeError, RuntimeError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
-            raise
-        raise UnfitRunError(f"its layers can't be called for single rows ({error})") from error
+    return clean
+
+
+def _explain_uncallable(error: Exception) -> UnfitRunError:
+    """Return why rows can't be run; what is no fault of the model is raised again."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        raise error
+    return UnfitRunError(f"its layers can't be called for single rows ({error})")
 
 
 def _replay(backbone: Backbone, clean: CleanRun) -> None:
@@ -65,18 +125,8 @@ def _replay(backbone: Backbone, clean: CleanRun) -> None:
         RowVariant(nothing, Window(0, 0, 1)),
         RowVariant(nothing, Window(half, half, half + 1)),
     )
-    expected = prompt_log_probabilities(clean.logits)[:, None]
-    largest = float(clean.logits.abs().max().clamp(min=1))
-    tolerance = _TOLERANCE[layer_mask_dtype(clean.residuals[0])] * largest
     for start, variants in ((0, [whole]), (max(0, length - _REPLAYED_ROWS), [whole, later])):
-        hidden = run_rows(layers, clean, start, variants)
-        off = float((_logprobs(backbone, hidden) - expected).abs().max())
-        if not off <= tolerance:
-            raise UnfitRunError(
-                f"with {attention_of_layers(backbone)} attention, a clean run that was replayed "
-                f"from position {start} on has log-probabilities that are off by {off:.2g}, more "
-                f"than {tolerance:.2g}, so its layers see or compute something that is not known"
-            )
+        check_replay(backbone, clean, run_rows(layers, clean, start, variants), start)
 
 
 def _check_masks(backbone: Backbone, clean: CleanRun) -> None:

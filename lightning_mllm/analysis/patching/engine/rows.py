@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_mllm.analysis.forward.float32_head import head_states_at_once, next_token_head_logits
 from lightning_mllm.analysis.forward.prompts import Prompts
 from lightning_mllm.analysis.forward.suffix.clean_run import CleanRun
+from lightning_mllm.analysis.forward.suffix.compatibility import check_replay
 from lightning_mllm.analysis.forward.suffix.edited_rows import run_edited_rows
 from lightning_mllm.analysis.patching.edits import PatchCase, PatchEdit
 from lightning_mllm.analysis.patching.engine.base import find_patch_kinds
@@ -139,6 +140,9 @@ class PatchedRows:
 
         In half precision rows are rounded in another way than the whole run. Where nothing is
         patched, this must not look like an effect.
+
+        Raises:
+            UnfitRunError: It is more than rounding.
         """
         base, layers = self._base, decoder_layers(self._backbone)
         if base.residuals[0].dtype.itemsize >= torch.float32.itemsize:
@@ -146,6 +150,7 @@ class PatchedRows:
         states = run_edited_rows(
             layers, base, before=base, start=start, firsts=[first], edit=lambda _, hidden: hidden
         )
+        check_replay(self._backbone, base, states.transpose(0, 1), start)
         return base.logits - next_token_head_logits(self._backbone, states)[0]
 
     def _find_start(self, edit: PatchEdit) -> RowStart:

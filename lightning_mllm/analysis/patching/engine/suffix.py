@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from lightning_mllm.analysis.forward.out_of_memory import MemoryPieces
 from lightning_mllm.analysis.forward.suffix.budget import BudgetPlan
 from lightning_mllm.analysis.forward.suffix.clean_run import UnfitRunError
-from lightning_mllm.analysis.forward.suffix.compatibility import check_compatibility
+from lightning_mllm.analysis.forward.suffix.compatibility import (
+    check_compatibility,
+    check_edited_rows,
+)
 from lightning_mllm.analysis.patching.edits import PatchCase
 from lightning_mllm.analysis.patching.engine.base import (
     PatchEngine,
@@ -84,6 +87,7 @@ class SuffixPatching(PatchEngine):
         self._fits[backbone.model] = attention, True
         try:
             check_compatibility(backbone, pair.clean.take(range(1)))
+            check_edited_rows(backbone, pair.clean.take(range(min(2, len(pair.clean)))))
         except UnfitRunError as error:
             self._give_way(backbone, error)
 
@@ -94,16 +98,22 @@ class SuffixPatching(PatchEngine):
     def read(
         self, backbone: Backbone, pair: PromptPair, cases: Sequence[PatchCase], ids: Tensor
     ) -> PatchReadings:
-        """Run all cases on these prompts: two clean passes, then the rows."""
+        """Run all cases on these prompts, or leave them to the reference engine."""
         if not self._fits[backbone.model][1]:
             return self._reference.read(backbone, pair, cases, ids)
         try:
-            runs = [
-                RecordedRun.of(backbone, prompts, cases) for prompts in (pair.corrupted, pair.clean)
-            ]
+            return self._read_rows(backbone, pair, cases, ids)
         except UnfitRunError as error:  # prompts that are longer than a window, after shorter ones
             self._give_way(backbone, error)
             return self._reference.read(backbone, pair, cases, ids)
+
+    def _read_rows(
+        self, backbone: Backbone, pair: PromptPair, cases: Sequence[PatchCase], ids: Tensor
+    ) -> PatchReadings:
+        """Run two clean passes, then the rows."""
+        runs = [
+            RecordedRun.of(backbone, prompts, cases) for prompts in (pair.corrupted, pair.clean)
+        ]
         positions, plan = pair.positions(cases), self._plan(backbone, pair)
         logits = [run.clean.logits for run in runs]
         readings = PatchReadings.unchanged(logits, ids, positions, self.name)
