@@ -43,6 +43,7 @@ def test_a_random_llm_has_the_shape_and_the_words_of_the_other_and_none_of_its_w
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Be aware that when using:UserWarning")  # of Lightning's
 def test_the_recipe_trains_and_examines_all_and_then_has_nothing_to_do(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

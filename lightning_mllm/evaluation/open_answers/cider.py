@@ -114,7 +114,7 @@ def cider_d(
     Raises:
         DataError: There are fewer than two pictures, so that nothing tells which words are rare.
     """
-    names = range(len(captions)) if pictures is None else pictures
+    names: Sequence[str | int] = range(len(captions)) if pictures is None else pictures
     if len({*names}) < 2:
         raise DataError(
             f"CIDEr-D weighs words by how few pictures they are said of, and there are "
