@@ -233,8 +233,7 @@ class WorldQuestions(MLLMDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        unknown = set(parts) - set(PARTS)
-        if unknown:
+        if unknown := set(parts) - set(PARTS):
             raise ConfigError(f"parts has {sorted(unknown)}; there are {', '.join(PARTS)}.")
         known = [str(each) for each in QuestionType]
         if lacking := sorted({*(types or ())} - {*known}):
