@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lightning_mllm.analysis.core.refusal import refusal
@@ -114,11 +115,12 @@ def observe_attention(
     numbers = [*range(len(every))] if layers is None else [*layers]
     attentions = {_find_attention(backbone, number): number for number in numbers}
     seen: set[int] = set()
+    shown: set[int] = set()
 
     def show(number: int, call: AttentionCall | EagerAttention) -> None:
         seen.add(number)
-        queries, keys = call.counts
-        if keys > rows.length:  # a later step of generation
+        queries, _ = call.counts
+        if queries < rows.length and number in shown:  # a later step of generation
             return
         if queries != rows.length:
             raise ConfigError(
@@ -128,9 +130,11 @@ def observe_attention(
             )
         if call.unknown:
             raise _refuse_layer(backbone, number, f"also uses {call.unknown[0]!r}")
-        weights = call.weights(rows.index.to(call.device))
+        shown.add(number)
+        weights = call.weights(rows.index.to(call.device))[..., : rows.length]  # of a static cache
         valid = rows.valid.to(call.device)[:, None, :, None]
-        observe(number, weights.masked_fill(~valid, 0.0))
+        with torch.autocast(call.device.type, enabled=False):  # sums of weights stay what they are
+            observe(number, weights.masked_fill(~valid, 0.0))
 
     def check_seen(number: int, _: Tensor) -> None:
         if number not in seen:

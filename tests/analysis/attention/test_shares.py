@@ -45,6 +45,18 @@ class TestAttentionShares(AnalysisContract):
         for control in CONTROLS:
             assert (np.nan_to_num(table[control]) <= table["other"] + 1e-6)[own].all()
 
+    def test_the_parts_sum_to_1_under_autocast_too(
+        self, backbone: Backbone, tiny_llava: str
+    ) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            analysis = self.run(backbone, tiny_llava, batches(tiny_llava))
+
+        table = analysis.rows.table()
+
+        own = table["measured"]
+        total = sum(np.nan_to_num(table[part][own]) for part in PARTS)
+        np.testing.assert_allclose(total, 1, rtol=0, atol=1e-6)
+
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_a_row_is_what_eager_weights_sum_to(
         self, backbone: Backbone, tiny_llava: str, side: Any
