@@ -106,7 +106,7 @@ class TestProcesses:
     def test_in_evaluation_samples_that_follow_each_other_as_a_pair_stay_together(
         self, world_size: int, count: int
     ) -> None:
-        owners = {}
+        owners: dict[int, int] = {}
         for rank in range(world_size):
             sizes = [SampleSize(str(k), images=0, characters=1) for k in range(count)]
             part = GlobalBatchSampler(sizes, 16, training=False, rank=rank, world_size=world_size)
