@@ -44,6 +44,7 @@ class ProbeTargets:
     def __init__(self) -> None:
         self._values: dict[tuple[Split, str], dict[str, Any]] = {}  # of each sample, by its id
         self._pictures: dict[Split, dict[str, str]] = {}
+        self._data: Any = None  # the dataset that these are of
 
     def label(
         self, trainer: L.Trainer, name: str, train: ProbeSplit, test: ProbeSplit
@@ -84,12 +85,20 @@ class ProbeTargets:
 
     def pictures(self, trainer: L.Trainer, split: Split) -> Mapping[str, str]:
         """Return sample id -> the picture that it is about, for the samples of a split."""
+        self._forget_other_data(trainer)
         if split not in self._pictures:
             samples = watched_samples(trainer, split)
             self._pictures[split] = {each.id: each.picture or each.id for each in samples}
         return self._pictures[split]
 
+    def _forget_other_data(self, trainer: L.Trainer) -> None:
+        """Forget what was looked up in another dataset, such as that of an earlier test."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data is not self._data:
+            self._values, self._pictures, self._data = {}, {}, data
+
     def _look_up(self, trainer: L.Trainer, name: str, split: ProbeSplit) -> list[Any]:
+        self._forget_other_data(trainer)
         key = (split.name, name)
         if key not in self._values:
             found = {}

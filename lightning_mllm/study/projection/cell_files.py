@@ -24,6 +24,7 @@ _PROBE_KEY = ("epoch", "stage", "point", "probe", "seed", "target")
 _CELLS = "probes_and_answers.csv"
 _CELL_KEY = ("epoch", "stage", "point", "probe", "scorer", "target")
 _LABEL = "label"  # what the study's probes read; others may be beside them
+_MISSING = {"target": _LABEL}  # what a column has in files from before it was there
 _DRIFT_KEY = ("epoch", "point")
 
 
@@ -208,5 +209,5 @@ def _read_all_runs(folder: ProjectionFolder, name: str, key: Sequence[str]) -> l
         )
     for path in paths:
         for row in read_output_table(path, folder) if path.is_file() else ():
-            found[tuple(row.get(column, "") for column in key)] = row
+            found[tuple(row.get(column, _MISSING.get(column, "")) for column in key)] = row
     return list(found.values())
