@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lightning_mllm.analysis.attention.criteria import find_localising_heads
 from lightning_mllm.analysis.core.headline import Headline, format_estimate
 from lightning_mllm.analysis.core.result import AnalysisResult, ResultPlot
+from lightning_mllm.errors import ConfigError
 from lightning_mllm.progress import track
 from lightning_mllm.statistics.interval import STATISTICS, VALUE, missing_interval
 from lightning_mllm.statistics.missing import Floats
@@ -113,8 +114,16 @@ def summarise_pointing(
 
 
 def _keep_kinds(table: Table, kinds: Sequence[str]) -> Table:
-    """Return rows of which only those of kinds that begin so are measured."""
-    counted = [str(kind).startswith(tuple(kinds)) for kind in table["kind"]]
+    """Return rows of which only those of kinds that begin with these parts are measured.
+
+    Raises:
+        ConfigError: No kind does.
+    """
+    begins = tuple(f"{kind}/" for kind in kinds)
+    counted = [f"{kind}/".startswith(begins) for kind in table["kind"]]
+    if counted and not any(counted):
+        there = ", ".join(sorted({str(kind) for kind in table["kind"]}))
+        raise ConfigError(f"No question is of the kinds {', '.join(kinds)}; there are {there}.")
     return {**table, "measured": table["measured"] & np.array(counted, dtype=np.bool_)}
 
 

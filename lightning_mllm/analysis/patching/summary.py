@@ -83,20 +83,15 @@ def summarise_patching(
     kinds = kept.groups.items() if len(kept.ids) else ()
     for index, (kind, rows) in enumerate(track(kinds, f"{name}: intervals of kinds")):
         draws = bootstrap.draw(kept.pictures[rows], kind)
-        shape = (-1, *values.shape[2:])
         own = {column: each[rows].reshape(len(rows), -1) for column, each in cells.items()}
-        found = [patch_measures(own, draws, estimates=estimates).reshape(shape)]
+        found = [patch_measures(own, draws, estimates=estimates)]
         for pair in pairs:
             ours, theirs = (_take_patch(fair, rows, sweep.patches.index(each)) for each in pair)
-            found.append(patch_contrast(ours, theirs, draws, estimates=estimates).reshape(shape))
-        values[index] = np.concatenate(found)
+            found.append(patch_contrast(ours, theirs, draws, estimates=estimates))
+        values[index] = np.concatenate([each.reshape(-1, *values.shape[2:]) for each in found])
     _warn_of_nothing(table, sweep.patches, name)
-    more = {
-        "kind_depth": kind_depth,
-        "bootstrap": asdict(bootstrap),
-        "found": _count(table, kept, kind_depth),
-    }
-    decided = {**(settings or {}), **more}
+    more = {"kind_depth": kind_depth, "bootstrap": asdict(bootstrap)}
+    decided = {**(settings or {}), **more, "found": _count(table, kept, kind_depth)}
     plots = _make_plots(sweep, [*kept.groups])
     headline = make_patching_headline(values[0, ..., 0, :], coords["patch"], sweep.layers)
     return AnalysisResult(

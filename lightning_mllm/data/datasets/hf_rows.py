@@ -95,8 +95,12 @@ class HFRowReader:
         """Return the further columns of a row; numbers of classes by their names."""
         found = read_sample_fields(texts, list(self.fields), where)
         for name, classes in self.fields.items():
-            if classes and found[name] in range(len(classes)):
-                found[name] = classes[int(found[name])]
+            if not classes:
+                continue
+            if found[name] not in range(len(classes)):
+                problem = f"is {found[name]!r}, which is none of the {len(classes)} classes"
+                raise where.error(problem, "field", name)
+            found[name] = classes[int(found[name])]
         return found
 
     def _read_task(

@@ -99,6 +99,8 @@ def write_report(run: Path, output: Path, *, full: bool = False) -> WrittenRepor
     said: dict[str, None] = {}
     for each in packed:
         said |= dict.fromkeys(each["left_out"])
+    if not full and len(page.encode()) > LIMIT:
+        said["Tables and figures of this run take more room than a page is to have."] = None
     shown = sum(len(each["samples"]) for each in packed)
     return WrittenReport(output, output.stat().st_size, shown, tuple(said))
 
