@@ -1,7 +1,8 @@
 """Beside each other: what a probe reads from the features, and what the model answers.
 
 A sample falls into one of four cells: both are right, the probe alone, the model alone, neither.
-Where the probe alone is right, the features have the answer, and the LLM does not say it.
+Where the probe alone is right in what the model was asked, the features may have the answer without
+the LLM saying it; a probe is right by chance, too.
 """
 
 from __future__ import annotations

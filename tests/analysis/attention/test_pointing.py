@@ -10,7 +10,7 @@ import torch
 
 from lightning_mllm.analysis import AttentionPointing, Bootstrap
 from lightning_mllm.analysis.attention.maps import PatchGrid, spatial_entropies
-from lightning_mllm.analysis.attention.pointing_summary import summarise_pointing
+from lightning_mllm.analysis.attention.pointing_summary import _keep_kinds, summarise_pointing
 from lightning_mllm.errors import ConfigError
 from lightning_mllm.models.backbone import Backbone
 from lightning_mllm.types import Segment
@@ -132,3 +132,11 @@ def test_a_grid_is_found_only_where_it_is_known(tiny_llava: str, tiny_llava_next
 def test_no_head_to_name_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"AttentionPointing.best must be at least 1, not 0"):
         AttentionPointing(best=0)
+
+
+def test_kinds_are_whole_parts_of_names_and_one_must_be_there() -> None:
+    table = {"kind": np.array(["seen/Query/0", "seen/QueryAll/0"]), "measured": np.ones(2, bool)}
+
+    assert _keep_kinds(table, ["seen/Query"])["measured"].tolist() == [True, False]
+    with pytest.raises(ConfigError, match=r"kinds seen/Que; there are seen/Query/0, seen/QueryAll"):
+        _keep_kinds(table, ["seen/Que"])
